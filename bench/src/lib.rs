@@ -1,0 +1,6 @@
+//! Proving: the lab, the workloads, the client probe and the demo.
+
+pub mod demo;
+pub mod lab;
+pub mod probe;
+pub mod workload;

@@ -1,0 +1,2 @@
+//! The `blip-bench` command.
+fn main() {}

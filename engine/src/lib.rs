@@ -1,0 +1,16 @@
+//! Deciding and driving: how a container is moved with `blip`.
+//!
+//! **Architecture Invariants**
+//! * The planner, the handover protocol and rollback are pure: they see values
+//!   and a time, never a socket, a process or a clock.
+//! * `unsafe` stands in [`sys`] only.
+//! * Nothing here depends on `blip-bench`.
+
+pub mod criu;
+pub mod docker;
+pub mod event;
+pub mod handover;
+pub mod lazy;
+pub mod runtime;
+pub mod sys;
+pub mod track;

@@ -1,0 +1,2 @@
+//! The `blip` command.
+fn main() {}
