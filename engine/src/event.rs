@@ -1,1 +1,201 @@
-//! Placeholder.
+//! What happens during a migration, once: one stream of [`Event`]s feeds the
+//! terminal, the JSON output and the bench; the [`Report`] sums it up.
+
+use crate::handover::Outcome;
+use blip_transport::units::{ByteSize, PageCount, Round};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// A step of a migration, in the order in which they happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Look at both sides; touch nothing.
+    Preflight,
+    /// Prepare the target up to, but not including, its processes.
+    Stage,
+    /// Rounds of copying while the container runs.
+    PreCopy,
+    /// Stop the container.
+    Freeze,
+    /// CRIU writes the state without memory; the last pages are read.
+    Dump,
+    /// The last pages, the images and the files reach the target.
+    Ship,
+    /// The target recreates the processes.
+    Restore,
+    /// Ticket, grant, and the target's word that it runs.
+    Grant,
+    /// The remaining pages move into the container.
+    Drain,
+    /// The source is ended for good.
+    Retire,
+}
+
+impl Phase {
+    /// The phases that make up the downtime.
+    pub const DOWNTIME: [Self; 5] =
+        [Self::Freeze, Self::Dump, Self::Ship, Self::Restore, Self::Grant];
+
+    /// The phase's name as it is printed and as JSON has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Preflight => "preflight",
+            Self::Stage => "stage",
+            Self::PreCopy => "pre_copy",
+            Self::Freeze => "freeze",
+            Self::Dump => "dump",
+            Self::Ship => "ship",
+            Self::Restore => "restore",
+            Self::Grant => "grant",
+            Self::Drain => "drain",
+            Self::Retire => "retire",
+        }
+    }
+}
+
+/// What one pre-copy round did. The final one, inside the freeze, is the last.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RoundReport {
+    /// Its number, from 0.
+    pub round: Round,
+    /// Whether the container was frozen.
+    pub frozen: bool,
+    /// Pages looked at.
+    pub scanned: PageCount,
+    /// Pages that had to be read.
+    pub dirty: PageCount,
+    /// Pages whose bytes were sent.
+    pub sent: PageCount,
+    /// Pages of zeros, sent as a mark.
+    pub zero: PageCount,
+    /// Pages rewritten with what the target already had.
+    pub unchanged: PageCount,
+    /// Pages sent as a reference to content the target holds.
+    pub deduplicated: PageCount,
+    /// Bytes of the dirty pages.
+    pub bytes_raw: ByteSize,
+    /// Bytes that went over the link for them.
+    pub bytes_wire: ByteSize,
+    /// Length of the round in milliseconds.
+    pub ms: f64,
+    /// The longest time any thread of the container was stopped for tracking,
+    /// in milliseconds.
+    pub stall_ms: f64,
+}
+
+/// One part of the downtime.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PhaseTime {
+    /// Which.
+    pub phase: Phase,
+    /// Its length in milliseconds, on the source's clock.
+    pub ms: f64,
+}
+
+/// How memory came into the restored container.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LazyReport {
+    /// Page faults that had to wait for the server.
+    pub faults: u64,
+    /// Of all pages, those that came out of the target's store.
+    pub from_store: u64,
+    /// Those fetched from the frozen source.
+    pub from_source: u64,
+    /// Median time to serve a fault in µs: from reading the event to the end
+    /// of the copy.
+    pub p50_us: u64,
+    /// 99th percentile of the same.
+    pub p99_us: u64,
+    /// From resume until the last page was in place, in milliseconds; zero if
+    /// all were in place before.
+    pub drain_ms: f64,
+}
+
+/// What took part.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// This program.
+    pub blip: String,
+    /// Docker on the source and on the target.
+    pub docker: [String; 2],
+    /// CRIU on both.
+    pub criu: [String; 2],
+    /// runc on both.
+    pub runc: [String; 2],
+    /// Kernel release on both.
+    pub kernel: [String; 2],
+}
+
+/// The sum of a migration, printed with `--json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Who runs the container now.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// The container's name.
+    pub container: String,
+    /// Its ID on the target, if it moved.
+    pub target_id: Option<String>,
+    /// From the order to freeze until the source learned that the container
+    /// runs on the target, in milliseconds. It includes half a round trip of
+    /// the link, and says nothing of what clients saw.
+    pub downtime_ms: f64,
+    /// Its parts.
+    pub downtime: Vec<PhaseTime>,
+    /// From the start of the command to its end, in milliseconds.
+    pub total_ms: f64,
+    /// Every round, the frozen one last.
+    pub rounds: Vec<RoundReport>,
+    /// Bytes that left the source in all streams, after compression.
+    pub bytes_sent: ByteSize,
+    /// Memory that was blip's to move: the resident private memory at the end.
+    pub memory_bytes: ByteSize,
+    /// How memory came into the container.
+    pub lazy: LazyReport,
+    /// Which tracker was used and why.
+    pub tracker: String,
+    /// What took part.
+    pub versions: Versions,
+    /// What an operator should know and blip did not refuse.
+    pub notes: Vec<String>,
+}
+
+/// One thing that happened. `--json` prints them as one object a line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum Event {
+    /// A phase began.
+    Begin {
+        /// Which.
+        phase: Phase,
+    },
+    /// A phase ended well.
+    End {
+        /// Which.
+        phase: Phase,
+        /// How long it took, in milliseconds.
+        ms: f64,
+    },
+    /// A round ended.
+    Round(RoundReport),
+    /// Something was decided.
+    Decision {
+        /// What.
+        what: String,
+        /// The reason, in words and numbers.
+        why: String,
+    },
+    /// Something worth knowing.
+    Note {
+        /// In words.
+        text: String,
+    },
+    /// The migration ended.
+    Finished(Box<Report>),
+}
+
+/// Milliseconds of `time`, as reports have them.
+pub fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}

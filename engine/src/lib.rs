@@ -6,6 +6,8 @@
 //! * `unsafe` stands in [`sys`] only.
 //! * Nothing here depends on `blip-bench`.
 
+pub mod bundle;
+pub mod cgroup;
 pub mod criu;
 pub mod docker;
 pub mod event;

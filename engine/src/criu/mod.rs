@@ -1,0 +1,5 @@
+//! Talking to CRIU: its RPC protocol, one held dump, and its images.
+
+pub mod dump;
+pub mod image;
+pub mod rpc;
