@@ -68,6 +68,10 @@ pub enum Verdict {
     Ran,
     /// It never ran here and never will.
     NeverRan,
+    /// It may have run here, and is dead before it was complete. Nobody but the
+    /// operator can weigh what that run did against the older state on the
+    /// source.
+    Lost,
 }
 
 /// Where the source stands.

@@ -1,0 +1,141 @@
+//! A small process that outlives blip and puts things right if blip dies.
+//!
+//! * On the source, from just before the freeze until the grant: if blip ends
+//!   without a word, the guard waits for CRIU to undo its dump, joins the
+//!   network and thaws the container.
+//! * On the target, from the hold until the last page is in place: it holds the
+//!   userfaultfds open. Without them a missing page would read as zeros. If the
+//!   agent ends before the memory is complete, the guard kills the container
+//!   while every thread that misses a page still waits for it.
+//!
+//! The guard knows its parent's end by the end of its standard input. Any line
+//! on it means: all is well, go.
+
+use crate::cgroup::{Freezer, Version};
+use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long CRIU may take to notice that blip is gone and undo its dump.
+const CRIU_LIMIT: Duration = Duration::from_secs(5);
+
+/// The hidden subcommand of `blip` that is a guard.
+pub const SUBCOMMAND: &str = "guard";
+
+/// What a guard watches over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Charge {
+    /// A container that is frozen to be moved away.
+    Source {
+        /// Directory of its freezer.
+        freezer: PathBuf,
+        /// Whether that is of cgroup v2.
+        unified: bool,
+        /// Its init, whose network namespace is cut.
+        init: i32,
+        /// The CRIU that dumps it.
+        criu: Option<u32>,
+    },
+    /// A container that has arrived without all of its memory.
+    Target {
+        /// Its init on this host.
+        init: i32,
+    },
+}
+
+/// A running guard, seen from the process it watches.
+#[derive(Debug)]
+pub struct Guard {
+    child: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Guard {
+    /// Starts a guard. It keeps `descriptors` open as long as it lives.
+    pub fn start(charge: &Charge, descriptors: &[OwnedFd]) -> io::Result<Self> {
+        let charge = serde_json::to_string(charge).map_err(io::Error::from)?;
+        let copies = inheritable(descriptors)?;
+        let mut child = Command::new("/proc/self/exe")
+            .arg(SUBCOMMAND)
+            .arg(charge)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Out of the terminal's group: an interrupt is not meant for it.
+            .process_group(0)
+            .spawn()?;
+        drop(copies);
+        Ok(Self { stdin: child.stdin.take(), child })
+    }
+
+    /// Dismisses the guard: there is nothing more to put right.
+    pub fn dismiss(mut self) -> io::Result<()> {
+        if let Some(mut stdin) = self.stdin.take() {
+            stdin.write_all(b"done\n")?;
+        }
+        self.child.wait().map(drop)
+    }
+}
+
+/// Copies that survive an exec; they are closed here once it has happened.
+fn inheritable(descriptors: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    let mut copies = Vec::with_capacity(descriptors.len());
+    for descriptor in descriptors {
+        let copy = descriptor.try_clone()?;
+        fcntl(&copy, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        copies.push(copy);
+    }
+    Ok(copies)
+}
+
+/// The guard's own life: `blip guard CHARGE`.
+pub fn main(charge: &str) -> io::Result<()> {
+    let charge: Charge = serde_json::from_str(charge).map_err(io::Error::from)?;
+    let mut line = String::new();
+    // A line dismisses; the end of input is the end of blip.
+    if io::stdin().lock().read_line(&mut line)? > 0 {
+        return Ok(());
+    }
+    match charge {
+        Charge::Source { freezer, unified, init, criu } => {
+            criu.into_iter().for_each(wait_for_end);
+            join_network(init);
+            let version = if unified { Version::V2 } else { Version::V1 };
+            Freezer { path: freezer, version }.thaw().map_err(io::Error::other)
+        }
+        Charge::Target { init } => {
+            let init = nix::unistd::Pid::from_raw(init);
+            nix::sys::signal::kill(init, nix::sys::signal::Signal::SIGKILL)?;
+            Ok(())
+        }
+    }
+}
+
+/// CRIU undoes its dump when its socket ends, and then ends itself.
+fn wait_for_end(pid: u32) {
+    let until = Instant::now() + CRIU_LIMIT;
+    let gone = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    };
+    while !gone() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn join_network(init: i32) {
+    let namespace = format!("--net=/proc/{init}/ns/net");
+    let table = crate::network::CUT;
+    let deleted = Command::new("nsenter")
+        .args([&namespace, "nft", "delete", "table", "netdev", table])
+        .stderr(Stdio::null())
+        .status();
+    // No table: the cut had not been made yet.
+    let _ = deleted;
+}

@@ -1,0 +1,282 @@
+//! The container's network during the move.
+//!
+//! * [`Cut`] on the source: from the freeze on nothing reaches the container's
+//!   interfaces or leaves them, not even an ARP answer. Data that arrived after
+//!   CRIU had read the sockets would be acknowledged by the kernel and lost.
+//! * [`Silence`] on the target: an address that moves must not speak there
+//!   before the grant, although Docker has attached it already.
+//! * [`announce`] tells the segment where the address is now.
+//!
+//! Rules live in nftables tables of our own, so undoing is deleting one table.
+//! The `nft` process is started ahead and fed when the moment has come: its
+//! start-up is not part of the downtime.
+
+use crate::sys;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::process::{ExitStatus, Stdio};
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, Command};
+
+/// Table of the source's cut, in the container's own network namespace.
+pub(crate) const CUT: &str = "blip_cut";
+
+/// What went wrong with the network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// nft could not be run.
+    #[error("cannot run nft to {what}: {source}; install the package nftables")]
+    Start {
+        /// What it was for.
+        what: String,
+        /// Why it did not start.
+        source: io::Error,
+    },
+    /// nft refused the rules.
+    #[error("nft could not {what} ({status}): {message}; the kernel needs nf_tables with the netdev family (CONFIG_NF_TABLES_NETDEV, CONFIG_NETFILTER_EGRESS, Linux 5.16)")]
+    Rules {
+        /// What it was for.
+        what: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it printed.
+        message: String,
+    },
+    /// Something of the namespace could not be read or used.
+    #[error("cannot {what} in the network namespace of process {pid}: {source}")]
+    Namespace {
+        /// What was tried.
+        what: &'static str,
+        /// Whose namespace.
+        pid: i32,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// An `nft` that is running and waits for its rules.
+#[derive(Debug)]
+struct Primed {
+    child: Child,
+    rules: String,
+    what: String,
+}
+
+impl Primed {
+    /// `namespace`: the process whose network namespace is meant, or this one's.
+    fn start(namespace: Option<i32>, rules: String, what: String) -> Result<Self, NetworkError> {
+        let mut command = match namespace {
+            Some(pid) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/proc/{pid}/ns/net")).arg("nft");
+                command
+            }
+            None => Command::new("nft"),
+        };
+        let child = command
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|source| NetworkError::Start { what: what.clone(), source })?;
+        Ok(Self { child, rules, what })
+    }
+
+    async fn fire(mut self) -> Result<(), NetworkError> {
+        if let Some(mut stdin) = self.child.stdin.take() {
+            // A broken pipe means that it ended early: its status says why.
+            let _ = stdin.write_all(self.rules.as_bytes()).await;
+        }
+        let output = self
+            .child
+            .wait_with_output()
+            .await
+            .map_err(|source| NetworkError::Start { what: self.what.clone(), source })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(NetworkError::Rules {
+            what: self.what,
+            status: output.status,
+            message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        })
+    }
+}
+
+/// Cuts a container's interfaces off, and joins them again.
+#[derive(Debug)]
+pub struct Cut {
+    pid: i32,
+    apply: Option<Primed>,
+}
+
+impl Cut {
+    /// Prepares to cut all interfaces but `lo` of the network namespace of
+    /// process `pid`. Touches nothing yet.
+    pub fn prime(pid: i32) -> Result<Self, NetworkError> {
+        let interfaces = interfaces(pid)?;
+        if interfaces.is_empty() {
+            return Ok(Self { pid, apply: None });
+        }
+        let apply =
+            Primed::start(Some(pid), cut_rules(&interfaces), "cut the container off".to_owned())?;
+        Ok(Self { pid, apply: Some(apply) })
+    }
+
+    /// Cuts. Returns what joins it again.
+    pub async fn apply(self) -> Result<Applied, NetworkError> {
+        let tables = self.apply.is_some();
+        if let Some(primed) = self.apply {
+            primed.fire().await?;
+        }
+        Ok(Applied { pid: self.pid, tables })
+    }
+}
+
+/// A cut in force. It stays when this value is dropped: only [`Applied::join`]
+/// ends it, or the end of the namespace.
+#[derive(Debug)]
+pub struct Applied {
+    pid: i32,
+    tables: bool,
+}
+
+impl Applied {
+    /// Lets packets through again.
+    pub async fn join(self) -> Result<(), NetworkError> {
+        if self.tables { join(self.pid).await } else { Ok(()) }
+    }
+}
+
+/// Ends a cut in the namespace of process `pid`; fine if there is none.
+pub async fn join(pid: i32) -> Result<(), NetworkError> {
+    Primed::start(Some(pid), remove_rules(CUT), "join the container again".to_owned())?.fire().await
+}
+
+/// Keeps addresses that are about to arrive here silent on their segment.
+#[derive(Debug)]
+pub struct Silence {
+    table: String,
+}
+
+impl Silence {
+    /// Drops every frame from or to `addresses` on interface `parent` of this
+    /// host. `name` makes the table's name.
+    pub async fn impose(
+        name: &str,
+        parent: &str,
+        addresses: &[String],
+    ) -> Result<Self, NetworkError> {
+        let table = format!("blip_silence_{name}");
+        let rules = silence_rules(&table, parent, addresses);
+        Primed::start(None, rules, format!("silence {parent}"))?.fire().await?;
+        Ok(Self { table })
+    }
+
+    /// Starts what will lift the silence, so that lifting costs nothing but the
+    /// change itself.
+    pub fn prime_lift(&self) -> Result<Lift, NetworkError> {
+        Primed::start(None, remove_rules(&self.table), "lift the silence".to_owned()).map(Lift)
+    }
+
+    /// Lifts it, unprepared.
+    pub async fn lift(&self) -> Result<(), NetworkError> {
+        self.prime_lift()?.now().await
+    }
+}
+
+/// A silence about to be lifted.
+#[derive(Debug)]
+pub struct Lift(Primed);
+
+impl Lift {
+    /// Lifts it.
+    pub async fn now(self) -> Result<(), NetworkError> {
+        self.0.fire().await
+    }
+}
+
+/// Deletes every table that an earlier blip left on this host.
+pub async fn remove_leftovers() -> Result<(), NetworkError> {
+    let listing = Command::new("nft")
+        .args(["list", "tables", "netdev"])
+        .output()
+        .await
+        .map_err(|source| NetworkError::Start { what: "list tables".to_owned(), source })?;
+    let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
+    let ours = listing.split_whitespace().filter(|word| word.starts_with("blip_silence_"));
+    for table in ours {
+        Primed::start(None, remove_rules(table), format!("delete table {table}"))?.fire().await?;
+    }
+    Ok(())
+}
+
+/// Tells everyone on the segment of `interface`, in the network namespace of
+/// process `pid`, that `address` is at `mac` now.
+pub fn announce(pid: i32, interface: &str, mac: [u8; 6], address: IpAddr) -> io::Result<()> {
+    sys::net::announce(pid, interface, mac, address)
+}
+
+/// Names of the interfaces of a process' network namespace, without `lo`.
+fn interfaces(pid: i32) -> Result<Vec<String>, NetworkError> {
+    let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).map_err(|source| {
+        NetworkError::Namespace { what: "list the interfaces", pid, source }
+    })?;
+    Ok(parse_interfaces(&text))
+}
+
+fn parse_interfaces(text: &str) -> Vec<String> {
+    text.lines()
+        .skip(2)
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, _)| name.trim().to_owned())
+        .filter(|name| name != "lo")
+        .collect()
+}
+
+fn cut_rules(interfaces: &[String]) -> String {
+    let list: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+    let list = list.join(", ");
+    let chain = |hook: &str| {
+        format!(
+            "chain {hook} {{ type filter hook {hook} devices = {{ {list} }} priority -500; policy drop; }}"
+        )
+    };
+    format!("table netdev {CUT} {{ {} {} }}\n", chain("ingress"), chain("egress"))
+}
+
+fn silence_rules(table: &str, parent: &str, addresses: &[String]) -> String {
+    let list = addresses.join(", ");
+    let chain = |hook: &str, end: &str| {
+        format!(
+            "chain {hook} {{ type filter hook {hook} device \"{parent}\" priority -500; ether {end} {{ {list} }} drop; }}"
+        )
+    };
+    format!("table netdev {table} {{ {} {} }}\n", chain("ingress", "daddr"), chain("egress", "saddr"))
+}
+
+/// Deleting what is not there is an error; what was just added is there.
+fn remove_rules(table: &str) -> String {
+    format!("add table netdev {table}\ndelete table netdev {table}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_is_not_cut() {
+        let text = "Inter-| Receive\n face |bytes\n    lo: 1 2\n  eth0: 3 4\n eth1:5\n";
+        assert_eq!(parse_interfaces(text), ["eth0", "eth1"]);
+    }
+
+    #[test]
+    fn a_cut_is_one_table_with_both_directions() {
+        let rules = cut_rules(&["eth0".into()]);
+        assert!(rules.contains("hook ingress devices = { \"eth0\" }"), "{rules}");
+        assert!(rules.contains("hook egress devices = { \"eth0\" }"), "{rules}");
+    }
+}

@@ -1,0 +1,3 @@
+//! Everything `unsafe` in this crate: thin, checked wrappers over system calls.
+
+pub mod net;
