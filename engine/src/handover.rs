@@ -171,6 +171,11 @@ impl Source {
                 (Self::Kept { why }, vec![A::Thaw])
             }
 
+            (Self::Granted | Self::InDoubt { .. }, E::Verdict(Verdict::Lost)) => {
+                let why = "it ran on the target and died there before it was complete".to_owned();
+                (Self::InDoubt { why }, vec![])
+            }
+
             // A late or repeated event changes nothing.
             (state, _) => (state, vec![]),
         };
