@@ -1,0 +1,38 @@
+//! The command line: one subcommand, one file.
+//!
+//! **Invariant.** No thread is started before [`run`] has chosen the
+//! subcommand: the init of a lab's host is one of them.
+
+mod lab;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Proves what blip does, on hosts made on this one machine.
+#[derive(Debug, Parser)]
+#[command(name = "blip-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Docker hosts on this machine, made from Debian packages (needs root)
+    #[command(subcommand)]
+    Lab(lab::LabCommand),
+    /// The init of a lab's host
+    #[command(hide = true, subcommand)]
+    LabInit(lab::InitCommand),
+}
+
+/// Does what the command line asks.
+///
+/// # Errors
+/// Whatever the subcommand could not do.
+pub(crate) fn run() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Lab(command) => command.run(),
+        Command::LabInit(command) => command.run(),
+    }
+}

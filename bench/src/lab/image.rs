@@ -1,0 +1,215 @@
+//! The images that containers of the lab run, made without a registry.
+//!
+//! Each is one layer of a few programs and their libraries, taken from the
+//! hosts' own root, written as an archive that `docker load` reads. All that
+//! goes in is fixed (order, times, owners), so an image's ID depends on its
+//! files only and is the same on every host.
+
+use super::error::Context as _;
+use super::paths::lock;
+use super::{LabError, Result, run};
+use serde_json::json;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+/// Counts changes of what goes into the images.
+pub(super) const RECIPE: u32 = 1;
+
+/// One image to make.
+struct Image {
+    name: &'static str,
+    /// Programs of the root, below `/usr/bin`.
+    programs: &'static [&'static str],
+    /// Whether Python's own library goes along.
+    python: bool,
+    command: &'static [&'static str],
+}
+
+const IMAGES: [Image; 3] = [
+    Image { name: "blip/busybox:latest", programs: &[], python: false, command: &["sh"] },
+    Image {
+        name: "blip/redis:latest",
+        programs: &["redis-server", "redis-cli", "redis-benchmark"],
+        python: false,
+        command: &["redis-server", "--save", "", "--appendonly", "no", "--protected-mode", "no"],
+    },
+    Image {
+        name: "blip/python:latest",
+        programs: &["python3"],
+        python: true,
+        command: &["python3"],
+    },
+];
+
+/// The archive of all images for the root in `home`, made if need be.
+pub(super) fn ensure(home: &Path, progress: fn(&str)) -> Result<PathBuf> {
+    let archive = home.join("images.tar");
+    if archive.is_file() {
+        return Ok(archive);
+    }
+    let _lock = lock(&home.join("images.lock"))?;
+    if archive.is_file() {
+        return Ok(archive);
+    }
+    progress("making the images");
+    let work = home.join("images.building");
+    let _ = fs::remove_dir_all(&work);
+    let out = work.join("archive");
+    folder(&out)?;
+    let mut manifest = Vec::new();
+    for image in &IMAGES {
+        manifest.push(make(image, &home.join("rootfs"), &work, &out)?);
+    }
+    write(&out.join("manifest.json"), &json!(manifest))?;
+    let whole = work.join("images.tar");
+    pack(&out, &whole)?;
+    fs::rename(&whole, &archive).on("keeping", &archive)?;
+    fs::remove_dir_all(&work).on("removing", &work)?;
+    Ok(archive)
+}
+
+/// Makes one image's layer and configuration; gives its line of the manifest.
+fn make(image: &Image, root: &Path, work: &Path, out: &Path) -> Result<serde_json::Value> {
+    let files = work.join("files");
+    let _ = fs::remove_dir_all(&files);
+    lay_files(image, root, &files)?;
+    let layer = work.join("layer.tar");
+    pack(&files, &layer)?;
+    let digest = sha256(&layer)?;
+    let layer_name = format!("{digest}.tar");
+    fs::rename(&layer, out.join(&layer_name)).on("keeping", &layer)?;
+
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let config = json!({
+        "architecture": architecture,
+        "os": "linux",
+        "created": "2025-01-01T00:00:00Z",
+        "config": {
+            "Cmd": image.command,
+            "Env": [
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "PYTHONDONTWRITEBYTECODE=1",
+            ],
+            "WorkingDir": "/data",
+        },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+        "history": [{ "created": "2025-01-01T00:00:00Z", "created_by": "blip-bench lab" }],
+    });
+    let draft = out.join("config.json");
+    write(&draft, &config)?;
+    let config_name = format!("{}.json", sha256(&draft)?);
+    fs::rename(&draft, out.join(&config_name)).on("keeping", &draft)?;
+    Ok(json!({ "Config": config_name, "RepoTags": [image.name], "Layers": [layer_name] }))
+}
+
+/// Gathers an image's files: busybox for everything ordinary, its programs
+/// with the libraries they load.
+fn lay_files(image: &Image, root: &Path, files: &Path) -> Result<()> {
+    for dir in ["bin", "data", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin"] {
+        folder(&files.join(dir))?;
+    }
+    copy(root, Path::new("/usr/bin/busybox"), &files.join("bin/busybox"))?;
+    let applets = run::run("listing busybox", chroot(root).args(["/usr/bin/busybox", "--list"]))?;
+    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|a| *a != "busybox") {
+        let link = files.join("bin").join(applet);
+        symlink("busybox", &link).on("linking", &link)?;
+    }
+    for (path, text) in
+        [("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"), ("etc/group", "root:x:0:\n")]
+    {
+        fs::write(files.join(path), text).on("writing", files.join(path))?;
+    }
+    let mut objects: Vec<PathBuf> = Vec::new();
+    for program in image.programs {
+        let path = Path::new("/usr/bin").join(program);
+        copy(root, &path, &files.join("usr/bin").join(program))?;
+        objects.push(path);
+    }
+    if image.python {
+        objects.extend(lay_python(root, files)?);
+    }
+    if objects.is_empty() {
+        return Ok(());
+    }
+    let listed = run::run("finding libraries", chroot(root).arg("ldd").args(&objects))?;
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    // Lines read `name => /path (address)`, `/loader (address)`, `/object:`.
+    for library in listed.split_whitespace().filter(|w| w.starts_with('/') && !w.ends_with(':')) {
+        let library = Path::new(library);
+        let to = files.join(library.strip_prefix("/").unwrap_or(library));
+        if !to.exists() {
+            folder(to.parent().unwrap_or(files))?;
+            copy(root, library, &to)?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies Python's library, gives the native modules whose libraries it needs.
+fn lay_python(root: &Path, files: &Path) -> Result<Vec<PathBuf>> {
+    let lib = files.join("usr/lib");
+    folder(&lib)?;
+    let mut modules = Vec::new();
+    for entry in fs::read_dir(root.join("usr/lib")).on("reading", root.join("usr/lib"))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with("python3.") {
+            continue;
+        }
+        run::run(
+            "copying Python's library",
+            run::program("cp").arg("-a").arg(entry.path()).arg(&lib),
+        )?;
+        let native = Path::new("usr/lib").join(&name).join("lib-dynload");
+        for module in fs::read_dir(root.join(&native)).into_iter().flatten().flatten() {
+            modules.push(Path::new("/").join(&native).join(module.file_name()));
+        }
+    }
+    Ok(modules)
+}
+
+fn chroot(root: &Path) -> std::process::Command {
+    let mut command = run::program("chroot");
+    command.arg(root);
+    command
+}
+
+/// Copies what a path of the root means, through any links, as a plain file.
+fn copy(root: &Path, path: &Path, to: &Path) -> Result<()> {
+    let real = run::run("resolving a path", chroot(root).args(["readlink", "-e"]).arg(path))?;
+    let real = String::from_utf8_lossy(&real.stdout).trim().trim_start_matches('/').to_owned();
+    fs::copy(root.join(real), to).map(|_| ()).on("copying", to)
+}
+
+/// Packs a folder the same way every time.
+fn pack(dir: &Path, archive: &Path) -> Result<()> {
+    run::run(
+        "packing an image",
+        run::program("tar")
+            .args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"])
+            .args(["--exclude=__pycache__", "--format=gnu", "-cf"])
+            .arg(archive)
+            .arg("-C")
+            .arg(dir)
+            .arg("."),
+    )
+    .map(|_| ())
+}
+
+fn sha256(file: &Path) -> Result<String> {
+    let said = run::run("hashing an image", run::program("sha256sum").arg(file))?;
+    let said = String::from_utf8_lossy(&said.stdout);
+    said.split_whitespace().next().map(str::to_owned).ok_or(LabError::Panicked)
+}
+
+fn folder(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).on("making", dir)
+}
+
+fn write(path: &Path, value: &serde_json::Value) -> Result<()> {
+    fs::write(path, value.to_string()).on("writing", path)
+}
