@@ -1,0 +1,135 @@
+//! The proof after the run: the server is asked what it holds now.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::ledger::Settlement;
+use super::place::{Place, within};
+use super::report::ProbeReport;
+use crate::workload::dataset::Digest;
+use crate::workload::redis::{Identity, Redis, RedisError};
+
+/// Everything a run must still have when it is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expected {
+    /// The dataset's digest before the run.
+    pub digest: Digest,
+    /// The server's own digest of it, where it gives one.
+    pub server_digest: Option<String>,
+    /// The process that served before the run.
+    pub identity: Identity,
+}
+
+impl Expected {
+    /// Asks the server now, before the run. To be called at the client's
+    /// place (see [`within`]).
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub fn ask(redis: &Redis) -> Result<Expected, RedisError> {
+        Ok(Expected {
+            digest: redis.digest()?,
+            server_digest: redis.server_digest()?,
+            identity: redis.identity()?,
+        })
+    }
+}
+
+/// What the server held after the run, and whether that is all it owes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Acknowledged writes against the counters.
+    pub writes: Settlement,
+    /// Wrong answers during the run (lost or repeated writes).
+    pub faults: u64,
+    /// The dataset before the run.
+    pub before: Digest,
+    /// The dataset after the run.
+    pub after: Digest,
+    /// Whether the server's own digest agrees, where it gives one.
+    pub server_agrees: Option<bool>,
+    /// Whether the same process answers: it moved and was not restarted.
+    pub same_process: bool,
+}
+
+impl Verdict {
+    /// No acknowledged write is missing or doubled, and the data are the same.
+    pub fn verified(&self) -> bool {
+        self.objections().is_empty()
+    }
+
+    /// Why not, one line each.
+    pub fn objections(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        let writes = &self.writes;
+        if writes.acked == 0 {
+            all.push("no write was acknowledged, so nothing is proved".to_owned());
+        }
+        if writes.missing > 0 {
+            let of = writes.acked;
+            all.push(format!("{} of {of} acknowledged writes are missing", writes.missing));
+        }
+        if writes.surplus > 0 {
+            all.push(format!("counters are {} ahead of all writes sent", writes.surplus));
+        }
+        if self.faults > 0 {
+            all.push(format!(
+                "{} answers during the run showed lost or repeated writes",
+                self.faults
+            ));
+        }
+        if self.before != self.after {
+            all.push(format!(
+                "the dataset changed: {} keys before, {} after, digest differs",
+                self.before.keys, self.after.keys
+            ));
+        }
+        if self.server_agrees == Some(false) {
+            all.push("the server's own digest of the dataset differs".to_owned());
+        }
+        if !self.same_process {
+            all.push("another server process answers: it was restarted, not moved".to_owned());
+        }
+        all
+    }
+}
+
+/// Why the proof could not be made; not to be taken for a failed proof.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The server did not answer.
+    #[error("could not verify: {0}")]
+    Redis(#[from] RedisError),
+    /// The client's place could not be entered.
+    #[error("could not verify from the client's place: {0}")]
+    Place(#[from] std::io::Error),
+}
+
+impl ProbeReport {
+    /// Asks the server at `addr` for every counter and the whole dataset.
+    ///
+    /// # Errors
+    /// [`VerifyError`] when it cannot be asked.
+    pub fn verify(
+        &self,
+        place: &dyn Place,
+        addr: SocketAddr,
+        expected: &Expected,
+    ) -> Result<Verdict, VerifyError> {
+        let keys = self.spec.keys();
+        let (values, now) = within(place, "verify", move || {
+            let redis = Redis::at(addr);
+            Ok::<_, RedisError>((redis.counters(&keys)?, Expected::ask(&redis)?))
+        })??;
+        let both = expected.server_digest.as_ref().zip(now.server_digest);
+        Ok(Verdict {
+            writes: self.ledger.settle(&values),
+            faults: self.fault_count,
+            before: expected.digest.clone(),
+            after: now.digest,
+            server_agrees: both.map(|(before, after)| *before == after),
+            same_process: expected.identity == now.identity,
+        })
+    }
+}
