@@ -1,0 +1,3 @@
+//! CRIU, seen from blip.
+
+pub mod image;
