@@ -1,3 +1,6 @@
-//! Everything `unsafe` in this crate: thin, checked wrappers over system calls.
+//! The only rooms of this crate that hold `unsafe`: thin, typed wrappers over
+//! what neither the standard library nor `nix` offers.
 
 pub mod net;
+pub mod uffd_copy;
+pub mod uffd_peer;
