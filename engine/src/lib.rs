@@ -16,6 +16,8 @@ pub mod handover;
 pub mod lazy;
 pub mod ledger;
 pub mod network;
+pub mod plan;
+pub mod protocol;
 pub mod runtime;
 pub mod sys;
 pub mod track;

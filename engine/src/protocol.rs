@@ -1,0 +1,199 @@
+//! What the two hosts say to each other on the control stream.
+//!
+//! The source asks and orders ([`ToTarget`]), the target answers and reports
+//! ([`ToSource`]). Pages, files and images travel on bulk streams beside it;
+//! missing pages are fetched on an urgent stream ([`PageRequest`]).
+
+use crate::event::LazyReport;
+use crate::handover::{Ticket, Verdict};
+use blip_transport::page::{PageAt, PageRun, SpaceId};
+use blip_transport::units::{ByteSize, Round};
+use serde::{Deserialize, Serialize};
+
+/// Something found before anything was touched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What is the matter, on what.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+    /// Whether the migration cannot go on.
+    pub blocks: bool,
+}
+
+impl Finding {
+    /// A reason not to start.
+    pub fn blocker(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), remedy: remedy.into(), blocks: true }
+    }
+
+    /// Something to know.
+    pub fn note(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), remedy: remedy.into(), blocks: false }
+    }
+}
+
+/// What one host is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// blip.
+    pub blip: String,
+    /// Docker Engine.
+    pub docker: String,
+    /// CRIU.
+    pub criu: String,
+    /// runc.
+    pub runc: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// CPU features, as `/proc/cpuinfo` lists them.
+    pub cpu: Vec<String>,
+    /// 1 or 2: the cgroup generation of Docker's containers.
+    pub cgroup: u8,
+}
+
+/// What the target is asked to look at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckRequest {
+    /// The source's own facts.
+    pub source: HostFacts,
+    /// The container's name.
+    pub name: String,
+    /// Digest ID of its image.
+    pub image: String,
+    /// The image's name, for messages.
+    pub image_name: String,
+    /// Networks it is attached to.
+    pub networks: Vec<String>,
+    /// Named volumes it uses.
+    pub volumes: Vec<String>,
+    /// Memory it has now.
+    pub memory: ByteSize,
+    /// Size of its writable layer.
+    pub files: ByteSize,
+}
+
+/// What the target is asked to prepare.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageRequest {
+    /// Names the handover.
+    pub ticket: Ticket,
+    /// What Docker must create, as JSON: the source's inspection.
+    pub container: String,
+    /// The container keeps addresses and open connections.
+    pub keep_addresses: bool,
+    /// Names of its stdio, for `runc restore`.
+    pub descriptors: Vec<String>,
+    /// Memory it has now.
+    pub memory: ByteSize,
+}
+
+/// Which pages of a task come lazily.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingPages {
+    /// The task.
+    pub space: SpaceId,
+    /// Ascending, none twice.
+    pub missing: Vec<PageRun>,
+    /// Where a forked child sees zeros.
+    pub wiped_on_fork: Vec<PageRun>,
+    /// Those to bring first: dirtied last.
+    pub hot: Vec<PageRun>,
+}
+
+/// What the target needs to restore, besides images and pages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    /// The memory that is not in the images.
+    pub tasks: Vec<MissingPages>,
+    /// How many images have been sent.
+    pub images: u32,
+}
+
+/// From source to target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToTarget {
+    /// Would it work?
+    Check(CheckRequest),
+    /// Prepare everything but the processes.
+    Stage(Box<StageRequest>),
+    /// All batches of a round have been sent.
+    RoundEnd {
+        /// The round.
+        round: Round,
+        /// How many batches it had.
+        batches: u32,
+    },
+    /// The container's files of a round have been sent on one stream.
+    FilesEnd {
+        /// The round.
+        round: Round,
+    },
+    /// Restore, and hold.
+    Restore(RestoreRequest),
+    /// From now on only the target may run the container.
+    Grant(Ticket),
+    /// It stays with the source: forget it.
+    Abort {
+        /// Why.
+        why: String,
+    },
+    /// The source is ended; the connection can be closed.
+    Retired,
+    /// What became of this ticket?
+    Ask(Ticket),
+}
+
+/// From target to source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToSource {
+    /// What was found.
+    Checked {
+        /// Blockers and notes.
+        findings: Vec<Finding>,
+        /// This host's facts.
+        target: HostFacts,
+    },
+    /// Everything but the processes is there.
+    Staged {
+        /// Docker's ID of the container here.
+        container: String,
+    },
+    /// All pages of a round are in the store.
+    RoundApplied {
+        /// The round.
+        round: Round,
+        /// Those that refer to content that is not here: send them whole.
+        missing: Vec<PageAt>,
+    },
+    /// All files of a round are in place.
+    FilesApplied {
+        /// The round.
+        round: Round,
+    },
+    /// The restore is complete; nothing has run.
+    Held,
+    /// The container runs here.
+    Resumed,
+    /// Every page is in place.
+    Drained(LazyReport),
+    /// It does not run here and will not.
+    Failed {
+        /// Why.
+        why: String,
+    },
+    /// The answer to [`ToTarget::Ask`]; `None`: not known yet, ask again.
+    Answer(Option<Verdict>),
+}
+
+/// Pages wanted from the frozen source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRequest {
+    /// At most [`PageRequest::LIMIT`].
+    pub pages: Vec<PageAt>,
+}
+
+impl PageRequest {
+    /// Most pages asked for at once.
+    pub const LIMIT: usize = 64;
+}
