@@ -1,6 +1,6 @@
 //! Applying a batch: the one way into the store.
 
-use super::index::{ContentId, PageMap};
+use super::index::{ContentId, Contents, PageMap};
 use super::slabs::SLAB_BYTES;
 use super::tombstones::Tombstones;
 use super::{Held, PageStore, StoreError, What};
@@ -154,9 +154,11 @@ impl PageStore {
     }
 
     fn make_room_for_content(&self) -> Result<(), StoreError> {
-        let segment = super::index::Contents::SEGMENT_BYTES + SLAB_BYTES as u64;
-        let segment = if self.contents.is_full() { segment } else { 0 };
-        self.make_room(segment + self.contents.growth())
+        const SEGMENT: u64 = Contents::SEGMENT_BYTES + SLAB_BYTES as u64;
+        let segment = if self.contents.is_full() { SEGMENT } else { 0 };
+        let needed = segment + self.contents.growth();
+        // The page's chunk of the index comes after, so it is counted here too.
+        if needed > 0 { self.make_room(needed + PageMap::<Held>::CHUNK_BYTES) } else { Ok(()) }
     }
 
     fn make_room(&self, needed: u64) -> Result<(), StoreError> {

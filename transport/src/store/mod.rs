@@ -103,7 +103,8 @@ impl PageStore {
 
     /// Frees a page, because the container has it now. Says whether the store
     /// held it. Batches applied later leave the page alone, also when the
-    /// store had never heard of it.
+    /// store had never heard of it. A content that no other page has goes with
+    /// it, which the source does not know: a later reference to it is missing.
     pub fn release(&mut self, at: PageAt) -> bool {
         let batch = self.pages.get(at).map_or_else(BatchId::default, |held| held.batch);
         let held = Held { what: What::Released, batch };
