@@ -1,6 +1,12 @@
 //! The only rooms of this crate that hold `unsafe`: thin, typed wrappers over
-//! what neither the standard library nor `nix` offers.
+//! kernel interfaces that neither `std` nor `nix` covers. None knows what a
+//! container or a migration is.
 
+pub mod inject;
 pub mod net;
+pub mod pagemap;
+pub mod ptrace;
+pub mod readmem;
 pub mod uffd_copy;
 pub mod uffd_peer;
+pub mod wp;

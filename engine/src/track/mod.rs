@@ -1,0 +1,223 @@
+//! Which pages of a running container changed since we last looked.
+//!
+//! A [`Tracker`] is asked once per round. It answers, for every process, which
+//! pages have content and which of those must be read; [`read::Reader`] then
+//! reads them. Two trackers live here, a third (`soft-dirty`) is CRIU's own.
+//!
+//! **The rules of this room** (each one was paid for with lost data)
+//! * Scan first, then read the bytes. Never the other way round.
+//! * A scan forgets what it reports. What a failed round did not deliver goes
+//!   back by [`Tracker::give_back`].
+//! * When in doubt, a page is dirty. Whatever is not known to be tracked is.
+//! * A page that is not in [`SpaceScan::resident`] has no content: a copy of it
+//!   is to be dropped, not kept.
+//!
+//! **Architecture Invariant**: a tracker never changes what a process can see
+//! of itself, and whatever it set up ends with it, also if blip is killed.
+
+mod direct_io;
+mod hash;
+mod identity;
+mod maps;
+pub mod probe;
+pub mod read;
+pub mod runs;
+mod write_protect;
+
+use crate::sys::inject::InjectError;
+use blip_transport::page::{ContentHash, PageAt, PageRun, SpaceId};
+use blip_transport::units::PageCount;
+pub use hash::Hash;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+pub use write_protect::WriteProtect;
+
+/// One process of the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Host process ID of the thread group's leader.
+    pub pid: i32,
+    /// Its process ID inside the container, naming its address space.
+    pub space: SpaceId,
+}
+
+/// What the tracked processes do during a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// They run. The scan takes its time and lets them.
+    Live,
+    /// They all stand still, in a frozen cgroup or held by CRIU, until the
+    /// pages are read. Nothing is injected, and nothing is forgotten: until the
+    /// next live scan every scan reports the same.
+    Frozen,
+}
+
+/// The ways to track.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrackerKind {
+    /// Asynchronous write protection by userfaultfd.
+    WriteProtect,
+    /// The kernel's soft-dirty bits, through CRIU's pre-dump.
+    SoftDirty,
+    /// Comparing BLAKE3 hashes of all pages.
+    Hash,
+}
+
+impl fmt::Display for TrackerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::WriteProtect => "write-protect",
+            Self::SoftDirty => "soft-dirty",
+            Self::Hash => "hash",
+        })
+    }
+}
+
+/// Tells which pages of a set of processes changed.
+pub trait Tracker: Send {
+    /// Which tracker this is.
+    fn kind(&self) -> TrackerKind;
+
+    /// Scans every process of `tasks` once. What a live scan reports dirty it
+    /// will not report again unless it is written again. If it fails, nothing
+    /// is forgotten.
+    ///
+    /// A process it meets for the first time (also after `execve`) is entirely
+    /// dirty, and so is a new mapping. Processes it knew and that are not in
+    /// `tasks`, or have ended, are reported [`gone`](Scan::gone).
+    fn scan(&mut self, tasks: &[Task], stop: Stop) -> Result<Scan, TrackError>;
+
+    /// Takes back pages that were reported dirty but did not reach the target:
+    /// the next scan reports them again.
+    fn give_back(&mut self, space: SpaceId, runs: &[PageRun]);
+
+    /// Learns what content of a page the target now holds. Only the hash
+    /// tracker cares: it reports a page until it was told.
+    fn shipped(&mut self, page: PageAt, hash: ContentHash) {
+        let _ = (page, hash);
+    }
+
+    /// Undoes everything in the tracked processes and forgets them, as after a
+    /// cancelled migration. Dropping the tracker does so too, but leaves it to
+    /// the kernel to form huge pages again.
+    fn disarm(&mut self);
+
+    /// What the scans so far cost.
+    fn stats(&self) -> TrackStats;
+}
+
+/// What one scan of all processes found.
+#[derive(Clone, Debug, Default)]
+pub struct Scan {
+    /// Every process that has memory, in the order of the tasks.
+    pub spaces: Vec<SpaceScan>,
+    /// Known before, and no more: all of their pages are to be dropped.
+    pub gone: Vec<SpaceId>,
+    /// How long the scan took.
+    pub took: Duration,
+}
+
+/// What one scan found in one address space.
+#[derive(Clone, Debug)]
+pub struct SpaceScan {
+    /// The address space.
+    pub space: SpaceId,
+    /// Host process ID of its owner.
+    pub pid: i32,
+    /// It is new, or runs another program: everything known of it is void.
+    pub restarted: bool,
+    /// Every page that has content and is ours to ship; sorted, disjoint.
+    pub resident: Vec<PageRun>,
+    /// Those of them that must be read (again); sorted, disjoint.
+    pub dirty: Vec<PageRun>,
+    /// The pages of all mappings looked at, with or without content.
+    pub scanned: PageCount,
+}
+
+/// What tracking cost the tracked processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrackStats {
+    /// Scans made.
+    pub scans: u64,
+    /// The last scan.
+    pub last: ScanCost,
+    /// Each value's maximum over all scans.
+    pub worst: ScanCost,
+}
+
+/// What one scan cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScanCost {
+    /// Wall-clock time of the scan.
+    pub took: Duration,
+    /// The longest time any one process stood still for it.
+    pub stop_max: Duration,
+    /// The sum of all processes' standing still.
+    pub stop_sum: Duration,
+    /// Processes a system call was injected into.
+    pub injected: u32,
+    /// Processes that could not be stopped in time and were therefore reported
+    /// dirty as a whole.
+    pub untracked: u32,
+}
+
+impl TrackStats {
+    fn add(&mut self, cost: ScanCost) {
+        self.scans += 1;
+        self.last = cost;
+        let worst = &mut self.worst;
+        worst.took = worst.took.max(cost.took);
+        worst.stop_max = worst.stop_max.max(cost.stop_max);
+        worst.stop_sum = worst.stop_sum.max(cost.stop_sum);
+        worst.injected = worst.injected.max(cost.injected);
+        worst.untracked = worst.untracked.max(cost.untracked);
+    }
+}
+
+impl ScanCost {
+    fn stopped(&mut self, time: Duration) {
+        self.stop_max = self.stop_max.max(time);
+        self.stop_sum += time;
+    }
+}
+
+/// Why processes could not be tracked. The processes run on as before.
+#[derive(Debug, thiserror::Error)]
+pub enum TrackError {
+    /// The kernel lacks what this tracker needs.
+    #[error("cannot track by write protection: {0}; `--tracker hash` works everywhere")]
+    Unsupported(#[from] probe::Missing),
+    /// A process could not be armed.
+    #[error("cannot arm write protection: {0}; `--tracker hash` needs none")]
+    Arm(#[source] InjectError),
+    /// The kernel refused a look at a process.
+    #[error("cannot {what} of process {pid}: {source}")]
+    Look {
+        /// What was tried.
+        what: &'static str,
+        /// Host process ID.
+        pid: i32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A process executed one program after another during the scan.
+    #[error("process {pid} changed its program {tries} times during one scan; try again")]
+    Restless {
+        /// Host process ID.
+        pid: i32,
+        /// How often a scan was tried.
+        tries: u32,
+    },
+}
+
+/// The best tracker this machine has, and why.
+pub fn best() -> (Box<dyn Tracker>, String) {
+    match WriteProtect::new() {
+        Ok(tracker) => {
+            (Box::new(tracker), "write-protect: the kernel has WP_ASYNC and PAGEMAP_SCAN".into())
+        }
+        Err(missing) => (Box::new(Hash::new()), format!("hash: {missing}")),
+    }
+}

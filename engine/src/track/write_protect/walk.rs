@@ -1,0 +1,100 @@
+//! Walking page tables in bites that do not choke their owner.
+//!
+//! A scan holds the target's `mmap_lock` for reading: meanwhile it cannot map or
+//! unmap. So a live walk goes in windows of 32 MiB, and rests after each that
+//! took a while. Windows over memory that is hardly populated grow, or a huge
+//! reservation would take seconds.
+
+use super::super::runs::Runs;
+use crate::sys::pagemap::{self, Pagemap, Query, Region};
+use blip_transport::units::PAGE_SIZE;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// Bytes of address space in a window.
+const WINDOW: u64 = 32 << 20;
+/// The most it may grow to: a dense window of this size takes about 3 ms.
+const MAX_WINDOW: u64 = 256 << 20;
+/// A window that took less than this was nearly empty.
+const EMPTY: Duration = Duration::from_micros(20);
+/// After holding the lock this long, the owner gets a turn …
+const HELD: Duration = Duration::from_micros(100);
+/// … of this length.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// How a walk goes about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// The owner runs: short windows, and pauses.
+    Considerate,
+    /// The owner stands still and waits for us.
+    Flat,
+}
+
+/// What a page must be to have content: neither a hole, nor the shared page of
+/// zeros (a hole for CRIU too), nor a guard.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Content {
+    none: u64,
+}
+
+impl Content {
+    pub(super) fn new(guard_pages: bool) -> Self {
+        Self { none: pagemap::PFNZERO | if guard_pages { pagemap::GUARD } else { 0 } }
+    }
+
+    /// All pages with content; `protect` those that were written.
+    pub(super) fn query(self, protect: bool) -> Query {
+        Query {
+            all: 0,
+            none: self.none,
+            any: pagemap::PRESENT | pagemap::SWAPPED,
+            report: pagemap::WPALLOWED | pagemap::WRITTEN | pagemap::HUGE,
+            protect,
+        }
+    }
+
+    /// Pages with content in mappings that are not armed.
+    pub(super) fn unarmed(self) -> Query {
+        let query = self.query(false);
+        Query { none: query.none | pagemap::WPALLOWED, ..query }
+    }
+}
+
+/// Scans the pages of `where_`, in order. `found` gets page numbers `start, end`
+/// and categories.
+pub(super) fn walk(
+    pagemap: &mut Pagemap,
+    where_: &Runs,
+    query: Query,
+    pace: Pace,
+    mut found: impl FnMut(u64, u64, u64),
+) -> io::Result<()> {
+    let page = PAGE_SIZE as u64;
+    let mut take = |region: Region| {
+        found(region.start / page, region.end / page, region.categories);
+    };
+    let mut window = WINDOW;
+    let mut held = Duration::ZERO;
+    for run in where_.as_slice() {
+        let (mut at, end) = (run.start.address(), run.end() * page);
+        while at < end {
+            let to = match pace {
+                // Aligned ends: a window that cuts a huge page would split it.
+                Pace::Considerate => ((at / window + 1) * window).min(end),
+                Pace::Flat => end,
+            };
+            let begin = Instant::now();
+            pagemap.scan(at, to, query, &mut take)?;
+            let took = begin.elapsed();
+            held += took;
+            window = if took < EMPTY { (window * 2).min(MAX_WINDOW) } else { WINDOW };
+            if pace == Pace::Considerate && held > HELD {
+                std::thread::sleep(PAUSE);
+                held = Duration::ZERO;
+            }
+            at = to;
+        }
+    }
+    Ok(())
+}
