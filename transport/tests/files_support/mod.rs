@@ -1,0 +1,6 @@
+//! What the tests of the file carrier need.
+
+pub mod measure;
+pub mod overlay;
+pub mod step;
+pub mod tree;
