@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use nix::mount::{MntFlags, umount2};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -49,8 +50,26 @@ pub(super) fn spawn(place: &Place, spec: &RestoreSpec) -> Result<i32, String> {
     }
     command.arg(&place.id);
     command.env(STAGE_VARIABLE, place.stage.path()).env(BLIP_VARIABLE, myself);
-    let child = command.spawn().map_err(|e| format!("cannot start runc: {e}"))?;
+    let child =
+        spawn_outside(command, &place.host_netns).map_err(|e| format!("cannot start runc: {e}"))?;
     i32::try_from(child.id()).map_err(|e| e.to_string())
+}
+
+/// Starts a command in another network namespace than this process's.
+///
+/// runc takes the namespace it runs in for the host's and refuses to set
+/// sysctls of a container there. A thread of its own changes over, so that
+/// `/proc/<holder>/ns/net` names the container's at every moment.
+fn spawn_outside(mut command: Command, netns: &fs::File) -> std::io::Result<Child> {
+    std::thread::scope(|scope| {
+        let outside = scope.spawn(|| {
+            setns(netns, CloneFlags::CLONE_NEWNET)?;
+            command.spawn()
+        });
+        outside
+            .join()
+            .unwrap_or_else(|_| Err(std::io::Error::other("the thread that starts it panicked")))
+    })
 }
 
 /// What runc has no option for.

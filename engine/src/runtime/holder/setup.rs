@@ -32,6 +32,8 @@ pub(super) struct Place {
     /// runc's state directory.
     pub(super) root: Option<PathBuf>,
     pub(super) netns: PathBuf,
+    /// The network namespace it came from, which runc must run in.
+    pub(super) host_netns: fs::File,
     /// The cgroups it came from.
     pub(super) home: Seats,
     /// The container's cgroups.
@@ -74,6 +76,8 @@ fn take_place(args: &[OsString]) -> Result<Place, String> {
     nix::unistd::setsid().map_err(during("setsid"))?;
     prctl::set_child_subreaper(true).map_err(during("become a subreaper"))?;
     spare_from_oom();
+    let host_netns =
+        fs::File::open("/proc/self/ns/net").map_err(|e| format!("open the own netns: {e}"))?;
     let netns = match bundle.network() {
         Network::Fresh => {
             unshare(CloneFlags::CLONE_NEWNET).map_err(during("make a network namespace"))?;
@@ -117,6 +121,7 @@ fn take_place(args: &[OsString]) -> Result<Place, String> {
         root: options.root,
         global: global.to_vec(),
         netns,
+        host_netns,
         home,
         seats,
         agent: Some(agent),
