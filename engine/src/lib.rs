@@ -19,5 +19,6 @@ pub mod network;
 pub mod plan;
 pub mod protocol;
 pub mod runtime;
+pub mod source;
 pub mod sys;
 pub mod track;

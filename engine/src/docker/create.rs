@@ -1,0 +1,65 @@
+//! The same container again: what of an inspection goes into its copy.
+
+use super::{DockerError, Inspection, never_restart};
+use bollard::models::{ContainerCreateBody, EndpointSettings, HostConfig, NetworkingConfig};
+
+/// The runtime under which blip is known to Docker.
+pub const RUNTIME: &str = "blip";
+
+/// A container to be created.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    /// Its name.
+    pub name: String,
+    /// All the rest.
+    pub body: ContainerCreateBody,
+}
+
+impl Copy {
+    /// The copy of `original` as it is staged: with blip as its runtime, and
+    /// not started again by Docker before the handover has succeeded.
+    /// `keep_addresses`: it gets the original's IP and MAC addresses.
+    pub fn staged(original: &Inspection, keep_addresses: bool) -> Result<Self, DockerError> {
+        let name = original.name.clone();
+        let lacks = |what| DockerError::Incomplete { name: name.clone(), what };
+        let config = original.all.config.as_ref().ok_or_else(|| lacks("a configuration"))?;
+        // What `docker inspect` shows as Config is what `create` takes.
+        let mut body: ContainerCreateBody = serde_json::to_value(config)
+            .and_then(serde_json::from_value)
+            .map_err(|_| lacks("a configuration that can be created"))?;
+        let mut host: HostConfig = original.all.host_config.clone().unwrap_or_default();
+        host.runtime = Some(RUNTIME.to_owned());
+        host.restart_policy = Some(never_restart());
+        host.auto_remove = Some(false);
+        // Daemon-made defaults that another daemon may refuse to be told.
+        host.container_id_file = None;
+        body.host_config = Some(host);
+        let endpoints = original.networks().into_iter();
+        let endpoints = endpoints.map(|(name, at)| (name, endpoint(original, &at, keep_addresses)));
+        body.networking_config =
+            Some(NetworkingConfig { endpoints_config: Some(endpoints.collect()) });
+        Ok(Self { name: original.name.clone(), body })
+    }
+}
+
+fn endpoint(original: &Inspection, at: &EndpointSettings, keep: bool) -> EndpointSettings {
+    // Docker adds the short ID as an alias by itself: the old one is not wanted.
+    let short = original.id.get(..12).unwrap_or_default();
+    let aliases = at.aliases.clone().map(|all| all.into_iter().filter(|a| a != short).collect());
+    let mut new = EndpointSettings {
+        links: at.links.clone(),
+        aliases,
+        driver_opts: at.driver_opts.clone(),
+        gw_priority: at.gw_priority,
+        ..Default::default()
+    };
+    if keep {
+        new.mac_address = at.mac_address.clone();
+        let mut ipam = at.ipam_config.clone().unwrap_or_default();
+        ipam.ipv4_address = at.ip_address.clone().filter(|a| !a.is_empty()).or(ipam.ipv4_address);
+        ipam.ipv6_address =
+            at.global_ipv6_address.clone().filter(|a| !a.is_empty()).or(ipam.ipv6_address);
+        new.ipam_config = Some(ipam);
+    }
+    new
+}

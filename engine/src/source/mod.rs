@@ -1,0 +1,3 @@
+//! The host a container leaves.
+
+pub mod pump;
