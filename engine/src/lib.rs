@@ -21,4 +21,5 @@ pub mod protocol;
 pub mod runtime;
 pub mod source;
 pub mod sys;
+pub mod target;
 pub mod track;
