@@ -2,7 +2,8 @@
 //! the source host and what it has answered, and the counts.
 
 use super::error::Loss;
-use super::owed::Piece;
+use super::owed::{Owed, Piece};
+use super::plan::LazyPlan;
 use super::{LazyEvent, LazyOptions, LazyStats, Local, PageSource, RemoteAnswer, Urgency};
 use blip_transport::page::{PageAt, PageBytes, PageRun, SpaceId};
 use blip_transport::units::PAGE_SIZE;
@@ -37,6 +38,8 @@ pub(super) struct Book {
     lost: HashMap<PageAt, Loss>,
     /// Why the source host cannot be asked any more.
     source_lost: Option<String>,
+    /// What has not been settled yet, of each task; nothing in it moves.
+    unsettled: HashMap<SpaceId, Owed>,
     /// Pieces that have been placed or dropped since they were last settled.
     pub(super) taken: Vec<(SpaceId, Piece)>,
     pub(super) page: Box<PageBytes>,
@@ -46,6 +49,7 @@ pub(super) struct Book {
 
 impl Book {
     pub(super) fn new(
+        plan: &LazyPlan,
         source: Arc<dyn PageSource>,
         options: LazyOptions,
         observer: Box<dyn FnMut(LazyEvent) + Send>,
@@ -63,6 +67,7 @@ impl Book {
             answers: HashMap::new(),
             lost: HashMap::new(),
             source_lost: None,
+            unsettled: plan.tasks().map(|(s, task)| (s, Owed::new(&task.missing))).collect(),
             taken: Vec::new(),
             page: Box::new([0; PAGE_SIZE]),
             pages: vec![[0; PAGE_SIZE]; room],
@@ -160,7 +165,10 @@ impl Book {
                 self.answers.remove(&at);
             }
         }
-        self.source.settled(space, piece.dumped());
+        let Some(unsettled) = self.unsettled.get_mut(&space) else { return };
+        for piece in unsettled.take(piece.origin, piece.origin + piece.count) {
+            self.source.settled(space, piece.dumped());
+        }
     }
 
     /// Pages that are lost stay lost, whatever the store says.

@@ -118,10 +118,10 @@ impl LazyServer {
         let left_open = Arc::new(Mutex::new(Vec::new()));
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(LazyError::system("make an epoll"))?;
-        let mut serving = Serving {
+        let serving = Serving {
             epoll,
+            book: Book::new(&plan, source, options, Box::new(observer), stats.clone()),
             plan,
-            book: Book::new(source, options, Box::new(observer), stats.clone()),
             mailbox: self.mailbox.clone(),
             client: None,
             spaces: BTreeMap::new(),

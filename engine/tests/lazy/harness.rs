@@ -1,0 +1,220 @@
+//! What both sides agree on, a page source made of arithmetic, and the side of
+//! the server.
+
+use blip_engine::lazy::{
+    LazyError, LazyEvent, LazyHandle, LazyOptions, LazyPlan, LazyServer, LazyStats, Local,
+    PageSource, RemoteInbox, TaskPlan, Urgency,
+};
+use blip_transport::page::{PageAt, PageBytes, PageRun, SpaceId};
+use blip_transport::units::PAGE_SIZE;
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// The pid inside the container of the restored process.
+pub(crate) const TASK: SpaceId = SpaceId(7);
+/// Where its memory lies.
+pub(crate) const BASE: u64 = 0x10_0000_0000;
+/// How many pages it has.
+pub(crate) const PAGES: u64 = 8192;
+/// The same as a page number.
+pub(crate) const FIRST: u64 = BASE / PAGE_SIZE as u64;
+/// The dump has nothing for these pages of it (holes).
+pub(crate) const HOLES: std::ops::Range<u64> = 4000..4100;
+/// These are `MADV_WIPEONFORK`.
+pub(crate) const WIPED: std::ops::Range<u64> = 6000..6010;
+/// The exit code of a restored process that found all as it should be.
+pub(crate) const RIGHT: i32 = 42;
+/// The exit code of one that found a wrong byte.
+pub(crate) const WRONG: i32 = 43;
+
+/// Byte `offset` of page `page` (counted from [`BASE`]).
+pub(crate) fn byte(page: u64, offset: usize) -> u8 {
+    if is_zero(page) {
+        return 0;
+    }
+    let mut x = (page << 12 | offset as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    x ^= x >> 29;
+    (x.wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 56) as u8
+}
+
+/// Pages known to be zero: every eleventh, and a long run.
+pub(crate) fn is_zero(page: u64) -> bool {
+    page % 11 == 3 || (5000..5200).contains(&page) || HOLES.contains(&page)
+}
+
+pub(crate) fn content(page: u64) -> PageBytes {
+    std::array::from_fn(|i| byte(page, i))
+}
+
+/// What the server is to bring.
+pub(crate) fn plan() -> LazyPlan {
+    let run =
+        |range: std::ops::Range<u64>| PageRun::new(FIRST + range.start, range.end - range.start);
+    let missing = vec![run(0..HOLES.start), run(HOLES.end..PAGES)];
+    LazyPlan::new([(TASK, TaskPlan { missing, wiped_on_fork: vec![run(WIPED)] })])
+}
+
+/// Content by arithmetic.
+#[derive(Default)]
+pub(crate) struct Source {
+    /// Pages (from [`BASE`]) that only the source host has.
+    pub(crate) absent: HashSet<u64>,
+    /// If there, a page is absent when it is first looked for.
+    pub(crate) late: Option<Mutex<HashSet<u64>>>,
+    /// Added to one byte of this page.
+    pub(crate) spoiled: Option<u64>,
+    /// How long each look-up takes.
+    pub(crate) slow: Duration,
+    pub(crate) asked: Mutex<Vec<(PageAt, Urgency)>>,
+    /// How often each page was settled.
+    pub(crate) settled: Mutex<Vec<PageRun>>,
+    pub(crate) on_request: Option<Box<dyn Fn(PageAt, Urgency) + Send + Sync>>,
+}
+
+impl PageSource for Source {
+    fn local(&self, at: PageAt, into: &mut PageBytes) -> Local {
+        assert_eq!(at.space, TASK);
+        let page = at.index.0 - FIRST;
+        if !self.slow.is_zero() {
+            std::thread::sleep(self.slow);
+        }
+        if self.absent.contains(&page) {
+            // The server must not use what it has not been given.
+            into.fill(0xEE);
+            return Local::Absent;
+        }
+        if self.late.as_ref().is_some_and(|seen| seen.lock().unwrap().insert(page)) {
+            return Local::Absent;
+        }
+        if is_zero(page) {
+            return Local::Zero;
+        }
+        *into = content(page);
+        if self.spoiled == Some(page) {
+            into[1234] ^= 1;
+        }
+        Local::Data
+    }
+
+    fn request_remote(&self, at: PageAt, urgency: Urgency) {
+        self.asked.lock().unwrap().push((at, urgency));
+        if let Some(answer) = &self.on_request {
+            answer(at, urgency);
+        }
+    }
+
+    fn settled(&self, space: SpaceId, run: PageRun) {
+        assert_eq!(space, TASK);
+        self.settled.lock().unwrap().push(run);
+    }
+}
+
+/// A server at work, and the restored process.
+pub(crate) struct Scene {
+    pub(crate) handle: LazyHandle,
+    pub(crate) source: Arc<Source>,
+    pub(crate) events: Arc<Mutex<Vec<LazyEvent>>>,
+    pub(crate) child: Child,
+    _dir: tempfile::TempDir,
+}
+
+/// How the server is to behave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// As ever.
+    Normal,
+    /// So slow in the background that most pages are faulted in.
+    Faults,
+    /// Nothing before the restore has finished.
+    Late,
+}
+
+pub(crate) const PACES: [Pace; 3] = [Pace::Normal, Pace::Faults, Pace::Late];
+
+pub(crate) fn options(pace: Pace) -> LazyOptions {
+    use blip_transport::units::PageCount;
+    match pace {
+        Pace::Normal => LazyOptions::default(),
+        Pace::Late => LazyOptions { early: false, ..LazyOptions::default() },
+        Pace::Faults => LazyOptions {
+            chunk: PageCount(1),
+            chunk_under_faults: PageCount(1),
+            fault_around: PageCount(1),
+            ..LazyOptions::default()
+        },
+    }
+}
+
+/// Starts a server and a restored process that acts out `scenario`.
+pub(crate) fn stage(
+    scenario: &str,
+    pace: Pace,
+    source: impl FnOnce(RemoteInbox) -> Source,
+) -> Scene {
+    let dir = tempfile::tempdir().unwrap();
+    let server = LazyServer::listen(dir.path()).unwrap();
+    let mut source = source(server.inbox());
+    if pace == Pace::Faults {
+        source.slow = Duration::from_micros(1);
+    }
+    let source = Arc::new(source);
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let heard = events.clone();
+    let handle = server
+        .serve(plan(), source.clone(), options(pace), move |event| {
+            heard.lock().unwrap().push(event)
+        })
+        .unwrap();
+    let child = start_peer(scenario, dir.path());
+    Scene { handle, source, events, child, _dir: dir }
+}
+
+/// Starts this binary as a restored process.
+pub(crate) fn start_peer(scenario: &str, dir: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["peer::peer", "--exact", "--nocapture", "--test-threads=1"])
+        .env("BLIP_LAZY_SCENARIO", scenario)
+        .env("BLIP_LAZY_DIR", dir)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Waits for a process, but not for ever.
+pub(crate) fn outcome(child: &mut Child) -> Option<ExitStatus> {
+    let end = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < end {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    None
+}
+
+/// Waits for a server, but not for ever.
+pub(crate) fn end_of(handle: LazyHandle) -> Result<LazyStats, Arc<LazyError>> {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !handle.is_over() {
+        assert!(Instant::now() < end, "the server hangs: {:?}", handle.stats());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    handle.wait()
+}
+
+impl Scene {
+    /// Waits until both sides are done, and demands that all went well.
+    pub(crate) fn ends_well(mut self) -> (LazyStats, Arc<Source>) {
+        let status = outcome(&mut self.child).expect("the restored process hangs");
+        assert_eq!(status.code(), Some(RIGHT), "{status} {:?}", self.handle.stats());
+        let stats = end_of(self.handle).expect("the server failed");
+        let events = self.events.lock().unwrap();
+        assert!(matches!(events.last(), Some(LazyEvent::Drained)), "{events:?}");
+        (stats, self.source)
+    }
+}
