@@ -157,6 +157,9 @@ impl Page<'_> {
 
     fn downtime(&mut self, report: &DemoReport) {
         let m = &report.migration;
+        if m.downtime.is_empty() && m.downtime_ms == 0.0 {
+            return;
+        }
         let title = format!("Downtime {}", time(m.downtime_ms));
         self.section(&title, "frozen on the source → running on the target");
         let longest = m.downtime.iter().map(|p| p.ms).fold(0.0, f64::max);
