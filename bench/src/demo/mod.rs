@@ -8,9 +8,14 @@
 //! **Invariant**: nothing the engine says enters the proof. The client gap and
 //! the verdict come from the probe alone.
 
+mod command;
+mod lab_stage;
 pub mod machine;
+mod program;
 pub mod render;
 pub mod report;
 mod script;
 
+pub use command::DemoCommand;
+pub use lab_stage::LabStage;
 pub use script::{Options, Stage, Step, run, series};
