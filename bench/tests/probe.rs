@@ -6,9 +6,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use blip_bench::demo::report::DemoReport;
+use blip_bench::demo::{self, Options, Stage};
 use blip_bench::probe::ledger::Fault;
 use blip_bench::probe::verify::{Expected, Verdict};
-use blip_bench::probe::{Here, Probe, ProbeReport, Spec};
+use blip_bench::probe::{Here, Place, Probe, ProbeReport, Spec};
 use blip_bench::workload::dataset::Dataset;
 use blip_bench::workload::redis::Redis;
 use nix::sys::signal::{Signal, kill};
@@ -156,7 +158,8 @@ fn a_stopped_server_is_a_gap_and_nothing_worse() {
     let report = &run.report;
     assert!(report.longest_gap.ms >= 299.0, "{:?}", report.longest_gap);
     let stopped = report.marked_ms("stop").expect("it was marked");
-    assert!(report.longest_gap.from_ms < stopped + 50.0);
+    let continued = report.marked_ms("continue").expect("it was marked");
+    assert!(report.longest_gap.from_ms < continued);
     assert!(report.longest_gap.to_ms > stopped + 299.0);
     // Every write that came due in the silence was charged for it.
     let inside = report.recorded.latency_between(stopped + 10.0, stopped + 290.0);
@@ -318,4 +321,96 @@ fn silence_without_end_is_reported_as_a_gap_and_as_unanswered_writes() {
     // Once awake it carries out what waits in its sockets: all of it allowed.
     pause(200);
     assert_eq!(run.verdict(&server).objections(), Vec::<String>::new());
+}
+
+/// A stage on which nothing moves: the server stands still for a while, as in
+/// a migration, or what is asked for happens to it.
+struct Pretend {
+    server: Server,
+    lines: Vec<&'static str>,
+    mishap: fn(&mut Server),
+}
+
+impl Stage for Pretend {
+    fn place(&self) -> &dyn Place {
+        &Here
+    }
+
+    fn start_redis(&mut self) -> anyhow::Result<SocketAddr> {
+        self.server.replace();
+        Ok(self.server.addr)
+    }
+
+    fn migrate(&mut self, line: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        line(r#"{"event":"begin","phase":"freeze"}"#);
+        self.server.signal(Signal::SIGSTOP);
+        pause(60);
+        self.server.signal(Signal::SIGCONT);
+        (self.mishap)(&mut self.server);
+        self.lines.iter().for_each(|l| line(l));
+        Ok(())
+    }
+
+    fn redis_now(&mut self) -> anyhow::Result<SocketAddr> {
+        Ok(self.server.addr)
+    }
+
+    fn describe(&self) -> String {
+        "no hosts at all".into()
+    }
+}
+
+const MOVED: &str = r#"{"event":"finished","outcome":"moved","downtime_ms":1.5,"rounds":[]}"#;
+
+fn play(lines: Vec<&'static str>, mishap: fn(&mut Server)) -> anyhow::Result<DemoReport> {
+    let mut stage = Pretend { server: Server::start(), lines, mishap };
+    let options =
+        Options { memory: DATA.bytes, margin: Duration::from_millis(200), ..Options::default() };
+    demo::run(&mut stage, &options, &mut |_| {})
+}
+
+#[test]
+fn the_demo_believes_the_client_and_not_the_engine() {
+    let report = play(vec!["a word of log", MOVED], |_| {}).expect("the script plays");
+    assert!(report.succeeded(), "{:?}", report.objections);
+    assert_eq!(report.migration.downtime_ms, 1.5);
+    assert!(report.client_gap_ms >= 59.0, "{:?}", report.client_gap);
+    let freeze = report.probe.marked_ms("freeze").expect("it was told as it began");
+    assert!(report.client_gap.to_ms >= freeze + 59.0);
+    assert!(report.usual_gap_ms > 0.0);
+}
+
+#[test]
+fn the_demo_says_no_when_a_write_or_the_server_is_lost() {
+    let lost = |server: &mut Server| server.ask(&["DECR", "counter:9"]);
+    let report = play(vec![MOVED], lost).expect("the script plays");
+    assert!(!report.verified && !report.succeeded());
+
+    let report = play(vec![MOVED], Server::replace).expect("the script plays");
+    assert!(!report.verified);
+    assert!(report.objections.iter().any(|o| o.contains("restarted")), "{:?}", report.objections);
+
+    let report = play(vec![MOVED], Server::end).expect("the script plays");
+    assert!(!report.verified && report.proof.is_none());
+    assert!(report.client_gap_ms >= 200.0, "it was gone until the end: {:?}", report.client_gap);
+}
+
+#[test]
+fn a_container_that_was_kept_may_be_verified_but_is_no_success() {
+    let kept = r#"{"event":"finished","outcome":"kept","why":"no room"}"#;
+    let report = play(vec![kept], |_| {}).expect("the script plays");
+    assert!(report.verified && !report.succeeded());
+    assert!(play(vec!["nothing of note"], |_| {}).is_err(), "no report, no demo");
+}
+
+#[test]
+fn a_series_starts_afresh_each_time() {
+    let mut stage = Pretend { server: Server::start(), lines: vec![MOVED], mishap: |_| {} };
+    let options =
+        Options { memory: 1 << 20, margin: Duration::from_millis(100), ..Options::default() };
+    let mut told = 0;
+    let series = demo::series(&mut stage, &options, 3, &mut |_| {}, &mut |_| told += 1);
+    let series = series.expect("the script plays");
+    assert_eq!((told, series.runs.len()), (3, 3));
+    assert!(series.verified && series.client_gap_ms >= 59.0);
 }

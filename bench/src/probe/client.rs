@@ -156,17 +156,16 @@ impl<'a> Client<'a> {
     }
 
     fn serve(mut self) -> Finished {
+        let patience = micros(self.spec.drain);
         let mut ended = None;
         loop {
-            if ended.is_none() && self.shared.stop.load(Ordering::Acquire) {
-                ended = Some(self.now_us());
+            let now = self.now_us();
+            if ended.is_none() {
+                self.due = self.due_by(now);
+                ended = self.shared.stop.load(Ordering::Acquire).then_some(now);
             }
-            match ended {
-                None => self.due = self.due_by(self.now_us()),
-                Some(at) if self.settled() || self.now_us() > at + micros(self.spec.drain) => {
-                    return self.finish(at);
-                }
-                Some(_) => {}
+            if let Some(at) = ended.filter(|at| self.settled() || now > at + patience) {
+                return self.finish(at);
             }
             self.follow_target();
             self.connect();

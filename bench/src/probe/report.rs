@@ -122,6 +122,14 @@ impl ProbeReport {
         }
     }
 
+    /// The longest gap that ended after `from_ms`; one that had not ended when
+    /// the probe gave up counts up to there.
+    pub fn gap_since(&self, from_ms: f64) -> Gap {
+        let within = self.recorded.gap_between(from_ms, f64::INFINITY);
+        let later = self.gaps.iter().find(|g| g.to_ms >= from_ms).copied();
+        later.filter(|g| g.ms > within.ms).unwrap_or(within)
+    }
+
     /// When the first mark of this name was set.
     pub fn marked_ms(&self, label: &str) -> Option<f64> {
         let mark = self.marks.iter().find(|m| m.label == label)?;

@@ -32,7 +32,7 @@ pub enum RedisError {
     },
 }
 
-/// What a [`fill`] wrote.
+/// What [`Redis::fill`] wrote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filled {
     /// Digest of the data as it was generated, before any server saw it.

@@ -1,0 +1,49 @@
+//! Finding the `blip` program the hosts are given.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+/// The program `given`, or else the one that was built with this one.
+///
+/// Under `cargo run` it is built first if need be, in the same profile: cargo
+/// builds only the package it was asked to run.
+///
+/// # Errors
+/// When there is none, with the command that builds it.
+pub(super) fn blip(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = given {
+        anyhow::ensure!(path.is_file(), "there is no program at {}", path.display());
+        return Ok(path.to_owned());
+    }
+    let me = std::env::current_exe().context("finding this program's own path")?;
+    let beside = me.with_file_name("blip");
+    build(&me)?;
+    if !beside.is_file() {
+        bail!(
+            "there is no `blip` beside {}; build it with `cargo build --release -p blip-engine` \
+             or name it with --blip",
+            me.display()
+        );
+    }
+    Ok(beside)
+}
+
+/// Has cargo build the engine, if cargo started this program.
+fn build(me: &Path) -> Result<()> {
+    let (Some(cargo), Some(package)) =
+        (std::env::var_os("CARGO"), std::env::var_os("CARGO_MANIFEST_DIR"))
+    else {
+        return Ok(());
+    };
+    let profile = me.parent().and_then(Path::file_name).unwrap_or_default();
+    let mut build = Command::new(cargo);
+    build.current_dir(package).args(["build", "--quiet", "--package", "blip-engine"]);
+    if profile == "release" {
+        build.arg("--release");
+    }
+    let status = build.stdin(Stdio::null()).status().context("running cargo to build blip")?;
+    anyhow::ensure!(status.success(), "blip could not be built; cargo says why above");
+    Ok(())
+}
