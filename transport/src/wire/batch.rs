@@ -132,6 +132,13 @@ impl RawBatch {
         self.plan.push(Item { kind: Kind::DropSpace, space, run: whole_space() });
     }
 
+    /// Puts a wrong entry in place of the last, as no sender should.
+    #[cfg(test)]
+    pub(super) fn replace_last(&mut self, item: Item) {
+        self.plan.items.pop();
+        self.plan.push(item);
+    }
+
     fn push_payload(&mut self, hash: ContentHash, bytes: &PageBytes) {
         if self.frame.is_empty() {
             self.frame.resize(HEADER_BYTES, 0);
