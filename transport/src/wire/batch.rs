@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 /// "blp" and the version of the format.
 pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"blp\x01");
 pub(super) const HEADER_BYTES: usize = 36;
+/// Room for a batch full of data and the plan that usually goes with it.
+const FULL_FRAME_BYTES: usize = HEADER_BYTES + MAX_DATA_PAGES * PAGE_SIZE + 4096;
 /// The checksum is the header's last field and covers all before it.
 pub(super) const CHECKSUM_AT: usize = HEADER_BYTES - 8;
 pub(super) const ENCODING_RAW: u32 = 0;
@@ -141,6 +143,7 @@ impl RawBatch {
 
     fn push_payload(&mut self, hash: ContentHash, bytes: &PageBytes) {
         if self.frame.is_empty() {
+            self.frame.reserve_exact(FULL_FRAME_BYTES);
             self.frame.resize(HEADER_BYTES, 0);
         }
         self.pages.push(hash);
