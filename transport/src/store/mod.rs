@@ -6,7 +6,7 @@
 //!
 //! **Invariants**
 //! * Updates commute: for each page the batch with the highest
-//!   [`BatchId`](crate::wire::BatchId) wins, in whatever order batches are
+//!   [`BatchId`] wins, in whatever order batches are
 //!   applied and however often. What order does decide is whether a reference
 //!   or delta finds its content; when it does not, the page counts as
 //!   *awaited*, never as having its old bytes, and the source is asked to send

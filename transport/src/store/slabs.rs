@@ -8,7 +8,7 @@
 use super::index::{ContentId, SEGMENT};
 use crate::page::PageBytes;
 use crate::units::PAGE_SIZE;
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 use std::io;
 
 /// Bytes of one slab: a slot for each content of an index segment.
@@ -43,7 +43,8 @@ impl Slabs {
         }
         let slab = match &mut self.slabs[number] {
             Some(slab) => slab,
-            empty => empty.insert(MmapMut::map_anon(SLAB_BYTES)?),
+            // Filled soon: one call for its pages is cheaper than a fault for each.
+            empty => empty.insert(MmapOptions::new().len(SLAB_BYTES).populate().map_anon()?),
         };
         slab[slot * PAGE_SIZE..][..PAGE_SIZE].copy_from_slice(bytes);
         Ok(())

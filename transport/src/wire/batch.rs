@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 /// "blp" and the version of the format.
 pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"blp\x01");
 pub(super) const HEADER_BYTES: usize = 36;
+/// Room for a batch full of data and the plan that usually goes with it.
+const FULL_FRAME_BYTES: usize = HEADER_BYTES + MAX_DATA_PAGES * PAGE_SIZE + 4096;
 /// The checksum is the header's last field and covers all before it.
 pub(super) const CHECKSUM_AT: usize = HEADER_BYTES - 8;
 pub(super) const ENCODING_RAW: u32 = 0;
@@ -132,8 +134,16 @@ impl RawBatch {
         self.plan.push(Item { kind: Kind::DropSpace, space, run: whole_space() });
     }
 
+    /// Puts a wrong entry in place of the last, as no sender should.
+    #[cfg(test)]
+    pub(super) fn replace_last(&mut self, item: Item) {
+        self.plan.items.pop();
+        self.plan.push(item);
+    }
+
     fn push_payload(&mut self, hash: ContentHash, bytes: &PageBytes) {
         if self.frame.is_empty() {
+            self.frame.reserve_exact(FULL_FRAME_BYTES);
             self.frame.resize(HEADER_BYTES, 0);
         }
         self.pages.push(hash);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 /// Hashes every page it carries (the batch keeps the hashes, so the store need
 /// not), which makes this the expensive half of receiving: run it outside any
 /// lock. A frame whose payload is raw is not copied. Pure; never panics; uses
-/// at most about 10 MiB whatever the bytes say.
+/// at most about 16 MiB whatever the bytes say.
 ///
 /// # Errors
 /// [`WireError`] says what is wrong; nothing of such a frame may be used.

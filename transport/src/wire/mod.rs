@@ -63,3 +63,6 @@ pub const MAX_FRAME_BYTES: usize =
 
 /// First page number that no address space has: 2^64 ÷ 4096.
 pub(crate) const END_OF_SPACE: u64 = 1 << 52;
+
+#[cfg(test)]
+mod tests;
