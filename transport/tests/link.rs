@@ -36,7 +36,7 @@ async fn pair_with(settings: Settings) -> Pair {
     let (source, target) = (identity(), identity());
     let trust = Trust::only(source.fingerprint());
     let mut listener = Listener::bind(loopback(), &target, trust, settings.clone()).unwrap();
-    let addr = listener.local_addr().unwrap();
+    let addr = listener.local_addr();
     let expected = Trust::only(target.fingerprint());
     let (dialed, accepted) =
         tokio::join!(dial(addr, &source, &expected, &settings), listener.accept());
@@ -56,7 +56,7 @@ async fn refused(
     listener: (&Identity, Trust, Settings),
 ) -> (LinkError, LinkError) {
     let mut door = Listener::bind(loopback(), listener.0, listener.1, listener.2).unwrap();
-    let addr = door.local_addr().unwrap();
+    let addr = door.local_addr();
     let (dialed, accepted) =
         tokio::join!(dial(addr, dialer.0, &dialer.1, &dialer.2), timeout(PATIENCE, door.accept()));
     let accepted = accepted.expect("the listener must report it").unwrap();
@@ -446,7 +446,7 @@ async fn pairing_takes_effect_without_a_restart() {
     let settings = Settings::default();
     let mut listener =
         Listener::bind(loopback(), &target, Trust::peers_in(&dir), settings.clone()).unwrap();
-    let addr = listener.local_addr().unwrap();
+    let addr = listener.local_addr();
     let trust = Trust::only(target.fingerprint());
 
     let refused = dial(addr, &source, &trust, &settings).await.err().unwrap();
@@ -498,7 +498,7 @@ async fn a_listener_that_is_gone_refuses_and_keeps_its_connections() {
     let mut listener =
         Listener::bind(loopback(), &target, Trust::only(source.fingerprint()), settings.clone())
             .unwrap();
-    let addr = listener.local_addr().unwrap();
+    let addr = listener.local_addr();
     let trust = Trust::only(target.fingerprint());
     let mut first = dial(addr, &source, &trust, &settings).await.unwrap();
     let mut accepted = listener.accept().await.unwrap().unwrap();
@@ -542,4 +542,25 @@ async fn the_last_words_arrive_before_the_close() {
     sender.finish().await.unwrap();
     source.connection.close(CloseCode::Done, "").await;
     assert_eq!(read.await.unwrap().unwrap(), Message::Hello("last".into()));
+}
+
+/// Not a test but a measurement: `cargo test --release -p blip-transport
+/// --test link -- --ignored --nocapture measure`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement, to be read by a person"]
+async fn measure_throughput() {
+    for round in 0..3 {
+        for congestion in [settings::Congestion::Cubic, settings::Congestion::Bbr] {
+            for streams in [1, 4] {
+                let pair = pair_with(Settings { congestion, ..Settings::default() }).await;
+                let time = bulk(&pair, streams, 1024 * MIB).await;
+                report(
+                    &format!("{round} {congestion:?} {streams} streams"),
+                    1024 * MIB,
+                    time,
+                    &pair,
+                );
+            }
+        }
+    }
 }

@@ -151,10 +151,6 @@ impl FrameWriter {
         self.limit = limit;
     }
 
-    pub(super) fn name(&self) -> &'static str {
-        self.name
-    }
-
     /// Sends `prefix` and `body` as one frame; returns when QUIC holds it.
     pub(super) async fn send(&mut self, prefix: &[u8], body: Bytes) -> Result<(), LinkError> {
         let size = prefix.len() + body.len();
