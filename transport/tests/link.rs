@@ -170,7 +170,9 @@ async fn bulk_data_arrives_whole() {
         report(&format!("256 MiB over {streams} streams"), 256 * MIB, time, &pair);
     }
     let stats = pair.source.connection.stats();
-    assert!(stats.sent.0 > 512 * MIB as u64 && stats.cwnd.0 > 0, "{stats:?}");
+    assert!(stats.sent.0 > 512 * MIB as u64, "{stats:?}");
+    // Loopback loses nothing; without a ceiling the window would be far above.
+    assert!(stats.cwnd.0 > 0 && stats.cwnd.0 <= settings::MAX_WINDOW, "{stats:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -549,11 +551,13 @@ async fn the_last_words_arrive_before_the_close() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement, to be read by a person"]
 async fn measure_throughput() {
-    for round in 0..3 {
+    for round in 0..2 {
         for congestion in [settings::Congestion::Cubic, settings::Congestion::Bbr] {
             for streams in [1, 4] {
                 let pair = pair_with(Settings { congestion, ..Settings::default() }).await;
+                let before = cpu_time();
                 let time = bulk(&pair, streams, 1024 * MIB).await;
+                println!("{:?} of processor time for 1 GiB, both ends", cpu_time() - before);
                 report(
                     &format!("{round} {congestion:?} {streams} streams"),
                     1024 * MIB,
@@ -563,4 +567,12 @@ async fn measure_throughput() {
             }
         }
     }
+}
+
+/// Processor time this process has used.
+fn cpu_time() -> Duration {
+    use nix::sys::time::TimeValLike;
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
+    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Duration::from_micros(micros as u64)
 }

@@ -29,6 +29,7 @@
 
 mod blob;
 mod bulk;
+mod congestion;
 mod connection;
 mod control;
 mod dial;

@@ -1,6 +1,7 @@
 //! Every number of the link, with its reason.
 
-use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
+use super::congestion::CappedCubic;
+use quinn::congestion::{BbrConfig, ControllerFactory};
 use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,10 @@ pub const SEND_WINDOW: u64 = CONNECTION_WINDOW as u64;
 /// would spend the first round trips of a short final round waiting.
 pub const INITIAL_WINDOW: u64 = 256 << 10;
 
+/// Ceiling of the congestion window. 10 Gbit/s over 6 ms; what exceeds it only
+/// queues where urgent data cannot overtake it.
+pub const MAX_WINDOW: u64 = 8 << 20;
+
 /// Round trip assumed before the first is measured; a LAN's is far shorter.
 /// It sets when a lost first packet is sent again (three times this).
 pub const INITIAL_RTT: Duration = Duration::from_millis(50);
@@ -48,9 +53,10 @@ pub const SOCKET_RECEIVE_BUFFER: usize = 8 << 20;
 /// no longer be overtaken by urgent data.
 pub const SOCKET_SEND_BUFFER: usize = 1 << 20;
 
-/// Largest UDP payload we accept and search for: what a jumbo frame of 9000
-/// bytes carries. It also sizes quinn's receive buffer.
-pub const MAX_DATAGRAM: u16 = 8972;
+/// Largest UDP payload we accept and search for. quinn hands the kernel ten
+/// datagrams in one call, and the kernel takes 64 KiB in one call: larger ones
+/// fail there silently, as if the network had lost them.
+pub const MAX_DATAGRAM: u16 = 6500;
 
 /// UDP payload that always fits: QUIC's minimum, used until discovery finds
 /// more.
@@ -144,11 +150,7 @@ impl Settings {
 impl Congestion {
     fn factory(self) -> Arc<dyn ControllerFactory + Send + Sync> {
         match self {
-            Self::Cubic => {
-                let mut cubic = CubicConfig::default();
-                cubic.initial_window(INITIAL_WINDOW);
-                Arc::new(cubic)
-            }
+            Self::Cubic => Arc::new(CappedCubic::default()),
             Self::Bbr => {
                 let mut bbr = BbrConfig::default();
                 bbr.initial_window(INITIAL_WINDOW);
