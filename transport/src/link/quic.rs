@@ -40,6 +40,9 @@ pub mod settings;
 mod socket;
 mod urgent;
 
+#[cfg(test)]
+mod hostile;
+
 pub use blob::{Blob, BlobHead, BlobName, BlobReceiver, BlobSender};
 pub use bulk::{BulkReceiver, BulkSender, MAX_BULK_FRAME, StreamKind};
 pub use connection::{CloseCode, Connection, LinkStats, Session};

@@ -4,9 +4,11 @@
 //! network) Cubic's window grows without end. Then a single stream keeps its
 //! whole receive window queued somewhere on the way, where urgent data cannot
 //! overtake it, and the first loss cuts a number so large that the cut is not
-//! felt. So the window stops at [`MAX_WINDOW`](super::settings::MAX_WINDOW).
+//! felt. So the window stops at
+//! [`max_in_flight`](super::Settings::max_in_flight).
 
-use super::settings::{INITIAL_WINDOW, MAX_WINDOW};
+use super::settings::INITIAL_WINDOW;
+use crate::units::ByteSize;
 use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn_proto::RttEstimator;
 use std::any::Any;
@@ -14,27 +16,35 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Makes a capped Cubic for every connection.
-pub(super) struct CappedCubic(Arc<CubicConfig>);
+pub(super) struct CappedCubic {
+    cubic: Arc<CubicConfig>,
+    ceiling: u64,
+}
 
-impl Default for CappedCubic {
-    fn default() -> Self {
+impl CappedCubic {
+    pub(super) fn new(ceiling: ByteSize) -> Self {
+        let ceiling = ceiling.0.max(INITIAL_WINDOW);
         let mut cubic = CubicConfig::default();
         cubic.initial_window(INITIAL_WINDOW);
-        Self(Arc::new(cubic))
+        Self { cubic: Arc::new(cubic), ceiling }
     }
 }
 
 impl ControllerFactory for CappedCubic {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(Capped(self.0.clone().build(now, current_mtu)))
+        let inner = self.cubic.clone().build(now, current_mtu);
+        Box::new(Capped { inner, ceiling: self.ceiling })
     }
 }
 
-struct Capped(Box<dyn Controller>);
+struct Capped {
+    inner: Box<dyn Controller>,
+    ceiling: u64,
+}
 
 impl Controller for Capped {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
-        self.0.on_sent(now, bytes, last_packet_number);
+        self.inner.on_sent(now, bytes, last_packet_number);
     }
 
     fn on_ack(
@@ -46,8 +56,8 @@ impl Controller for Capped {
         rtt: &RttEstimator,
     ) {
         // Beyond the ceiling nothing may grow, or a loss would not be felt.
-        if self.0.window() < MAX_WINDOW {
-            self.0.on_ack(now, sent, bytes, app_limited, rtt);
+        if self.inner.window() < self.ceiling {
+            self.inner.on_ack(now, sent, bytes, app_limited, rtt);
         }
     }
 
@@ -58,7 +68,7 @@ impl Controller for Capped {
         app_limited: bool,
         largest_packet_num_acked: Option<u64>,
     ) {
-        self.0.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
+        self.inner.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
     }
 
     fn on_congestion_event(
@@ -68,26 +78,26 @@ impl Controller for Capped {
         is_persistent_congestion: bool,
         lost_bytes: u64,
     ) {
-        self.0.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+        self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
-        self.0.on_mtu_update(new_mtu);
+        self.inner.on_mtu_update(new_mtu);
     }
 
     fn window(&self) -> u64 {
-        self.0.window().min(MAX_WINDOW)
+        self.inner.window().min(self.ceiling)
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self(self.0.clone_box()))
+        Box::new(Self { inner: self.inner.clone_box(), ceiling: self.ceiling })
     }
 
     fn initial_window(&self) -> u64 {
-        self.0.initial_window()
+        self.inner.initial_window()
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self.0.into_any()
+        self.inner.into_any()
     }
 }

@@ -201,6 +201,12 @@ impl FrameWriter {
         }
     }
 
+    /// The stream itself, to misbehave on.
+    #[cfg(test)]
+    pub(super) fn raw(&mut self) -> &mut SendStream {
+        &mut self.stream
+    }
+
     /// Gives the stream up; the receiver sees that it is incomplete.
     pub(super) fn abandon(&mut self) {
         let _ = self.stream.reset(ABANDONED);

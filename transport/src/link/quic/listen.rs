@@ -164,8 +164,9 @@ impl Host {
             }
         };
         let (config, seen) = self.server_config(addr, pinned.clone())?;
-        let connecting = incoming.accept_with(Arc::new(config)).map_err(lost)?;
-        let quic = connecting.await.map_err(|error| self.explain(error, addr, &pinned, &seen))?;
+        let explain = |error| self.explain(error, addr, &pinned, &seen);
+        let connecting = incoming.accept_with(Arc::new(config)).map_err(explain)?;
+        let quic = connecting.await.map_err(explain)?;
         let peer = *seen
             .get()
             .ok_or_else(|| LinkError::Handshake { addr, why: "it showed no key".into() })?;
