@@ -29,6 +29,7 @@
 
 mod blob;
 mod bulk;
+mod congestion;
 mod connection;
 mod control;
 mod dial;
@@ -38,6 +39,9 @@ mod listen;
 pub mod settings;
 mod socket;
 mod urgent;
+
+#[cfg(test)]
+mod hostile;
 
 pub use blob::{Blob, BlobHead, BlobName, BlobReceiver, BlobSender};
 pub use bulk::{BulkReceiver, BulkSender, MAX_BULK_FRAME, StreamKind};

@@ -98,6 +98,12 @@ impl Connection {
         Self(Arc::new(Inner { quic, endpoint, peer, software, headless: Default::default() }))
     }
 
+    /// The QUIC connection itself, to misbehave on.
+    #[cfg(test)]
+    pub(super) fn raw(&self) -> &quinn::Connection {
+        &self.0.quic
+    }
+
     /// The key the other end has proven.
     pub fn peer(&self) -> Fingerprint {
         self.0.peer

@@ -60,6 +60,11 @@ impl Control {
 }
 
 impl ControlSender {
+    #[cfg(test)]
+    pub(super) fn raw(&mut self) -> &mut SendStream {
+        self.0.raw()
+    }
+
     /// Sends `message`. Not cancel-safe: see [the module](super).
     ///
     /// # Errors

@@ -151,10 +151,6 @@ impl FrameWriter {
         self.limit = limit;
     }
 
-    pub(super) fn name(&self) -> &'static str {
-        self.name
-    }
-
     /// Sends `prefix` and `body` as one frame; returns when QUIC holds it.
     pub(super) async fn send(&mut self, prefix: &[u8], body: Bytes) -> Result<(), LinkError> {
         let size = prefix.len() + body.len();
@@ -203,6 +199,12 @@ impl FrameWriter {
             Err(quinn::StoppedError::ConnectionLost(error)) => Err(lost(error)),
             Err(_) => Err(LinkError::Ended { stream: self.name }),
         }
+    }
+
+    /// The stream itself, to misbehave on.
+    #[cfg(test)]
+    pub(super) fn raw(&mut self) -> &mut SendStream {
+        &mut self.stream
     }
 
     /// Gives the stream up; the receiver sees that it is incomplete.

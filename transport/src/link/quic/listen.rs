@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 /// How long a peer of another version may take to read why it is refused.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -23,11 +23,11 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// Accepts paired hosts on one address. Must be made inside a tokio runtime.
 ///
 /// Handshakes run beside each other, so one slow or hostile newcomer delays
-/// nobody. Dropping the listener refuses newcomers; connections live on.
+/// nobody. Dropping the listener refuses newcomers; connections live on, and
+/// the port is free again when the last of them is gone.
 pub struct Listener {
-    endpoint: quinn::Endpoint,
+    addr: SocketAddr,
     arrivals: mpsc::Receiver<Result<Session, LinkError>>,
-    reception: JoinHandle<()>,
 }
 
 impl Listener {
@@ -46,17 +46,22 @@ impl Listener {
         // Stands in until a newcomer's own is made; it trusts nobody.
         let (nobody, _) = host.server_config(addr, Vec::new())?;
         let endpoint = socket::endpoint(addr, Some(nobody))?;
+        let addr = endpoint.local_addr().map_err(|e| LinkError::Socket {
+            what: "listen on",
+            addr,
+            why: e.to_string(),
+        })?;
         let (sender, arrivals) = mpsc::channel(MAX_HANDSHAKES);
-        let reception = tokio::spawn(receive(endpoint.clone(), host, sender));
-        Ok(Self { endpoint, arrivals, reception })
+        tokio::spawn(async move {
+            receive(&endpoint, host, sender).await;
+            refuse_all(&endpoint).await;
+        });
+        Ok(Self { addr, arrivals })
     }
 
-    /// The address listened on.
-    ///
-    /// # Errors
-    /// The system does not tell.
-    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.endpoint.local_addr()
+    /// The address listened on, with the port that was found free.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
     }
 
     /// The next host that came in, or why one did not: an `Err` concerns that
@@ -67,23 +72,26 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.reception.abort();
-        self.endpoint.set_server_config(None);
-    }
-}
-
-/// Serves newcomers, each in a task of its own.
+/// Serves newcomers, each in a task of its own, until the listener is dropped.
 async fn receive(
-    endpoint: quinn::Endpoint,
+    endpoint: &quinn::Endpoint,
     host: Arc<Host>,
     arrivals: mpsc::Sender<Result<Session, LinkError>>,
 ) {
     let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     let mut newcomers = JoinSet::new();
-    while let Some(incoming) = endpoint.accept().await {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+    loop {
+        let next = async {
+            let place = places.clone().acquire_owned().await.ok()?;
+            Some((place, endpoint.accept().await?))
+        };
+        let (place, incoming) = tokio::select! {
+            next = next => match next {
+                Some(next) => next,
+                None => return,
+            },
+            () = arrivals.closed() => return,
+        };
         while newcomers.try_join_next().is_some() {}
         let (host, arrivals) = (host.clone(), arrivals.clone());
         newcomers.spawn(async move {
@@ -91,6 +99,19 @@ async fn receive(
             let _ = arrivals.send(result).await;
             drop(place);
         });
+    }
+}
+
+/// Turns newcomers away as long as old connections keep the port open.
+async fn refuse_all(endpoint: &quinn::Endpoint) {
+    loop {
+        tokio::select! {
+            incoming = endpoint.accept() => match incoming {
+                Some(incoming) => incoming.refuse(),
+                None => return,
+            },
+            () = endpoint.wait_idle() => return,
+        }
     }
 }
 
@@ -143,8 +164,9 @@ impl Host {
             }
         };
         let (config, seen) = self.server_config(addr, pinned.clone())?;
-        let connecting = incoming.accept_with(Arc::new(config)).map_err(lost)?;
-        let quic = connecting.await.map_err(|error| self.explain(error, addr, &pinned, &seen))?;
+        let explain = |error| self.explain(error, addr, &pinned, &seen);
+        let connecting = incoming.accept_with(Arc::new(config)).map_err(explain)?;
+        let quic = connecting.await.map_err(explain)?;
         let peer = *seen
             .get()
             .ok_or_else(|| LinkError::Handshake { addr, why: "it showed no key".into() })?;
