@@ -1,9 +1,11 @@
 //! The cgroups of a lab.
 //!
-//! Every process of a host is in `/blip-lab-NAME/HOST` of the v2 hierarchy,
-//! and on a v1 host also of every v1 hierarchy; the host's cgroup namespace
-//! begins there. So a lab's processes can always be found and ended by its
-//! name. On a v2 host they sit in the leaf `init` below, because a v2 cgroup
+//! Every process of a host is in `/blip-lab-NAME/HOST` of every hierarchy the
+//! machine has mounted, v1 and v2, whichever the host gets to see; the host's
+//! cgroup namespace begins there. So a lab's processes can always be found and
+//! ended by its name, and all of them, also those entered later from another
+//! session, read the same paths in `/proc/self/cgroup`, as CRIU wants it. On a
+//! v2 host they sit in the leaf `init` of the v2 hierarchy, because a v2 cgroup
 //! that hands controllers to its children must not hold processes itself.
 
 use super::error::Context as _;
@@ -143,19 +145,20 @@ pub(super) fn create(lab: &str, host: &str, mode: CgroupMode) -> Result<HostCgro
                 }
                 made.homes.push(home);
             }
-            (Some(options), CgroupMode::V1) => {
+            (Some(options), _) => {
                 fs::create_dir_all(&root).on("making the cgroup", &root)?;
                 for level in [&top, &root] {
                     inherit_cpuset(level);
                 }
-                let folder = hierarchy.at.file_name().unwrap_or_default();
-                let folder = folder.to_string_lossy().into_owned();
-                let named = options.starts_with("name=");
-                let options = if named { format!("none,{options}") } else { options };
-                made.v1.push(V1Mount { folder, options });
+                if mode == CgroupMode::V1 {
+                    let folder = hierarchy.at.file_name().unwrap_or_default();
+                    let folder = folder.to_string_lossy().into_owned();
+                    let named = options.starts_with("name=");
+                    let options = if named { format!("none,{options}") } else { options };
+                    made.v1.push(V1Mount { folder, options });
+                }
                 made.homes.push(root.clone());
             }
-            (Some(_), CgroupMode::V2) => continue,
         }
         made.roots.push(root);
     }
