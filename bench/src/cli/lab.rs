@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 
 /// Name of the lab.
@@ -69,8 +70,8 @@ pub(super) enum LabCommand {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum InitCommand {
-    Enter { spec: String },
-    Serve { spec: String },
+    Enter { spec: PathBuf },
+    Serve { spec: PathBuf },
 }
 
 impl InitCommand {

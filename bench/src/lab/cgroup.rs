@@ -1,13 +1,17 @@
 //! The cgroups of a lab.
 //!
-//! Every process of a host is in `/blip-lab-NAME/HOST` of the v2 hierarchy,
-//! and on a v1 host also of every v1 hierarchy; the host's cgroup namespace
-//! begins there. So a lab's processes can always be found and ended by its
-//! name. On a v2 host they sit in the leaf `init` below, because a v2 cgroup
+//! Every process of a host is in `/blip-lab-NAME/HOST` of every hierarchy the
+//! machine has mounted, v1 and v2, whichever the host gets to see; the host's
+//! cgroup namespace begins there. So a lab's processes can always be found and
+//! ended by its name, and all of them, also those entered later from another
+//! session, read the same paths in `/proc/self/cgroup`, as CRIU wants it. On a
+//! v2 host they sit in the leaf `init` of the v2 hierarchy, because a v2 cgroup
 //! that hands controllers to its children must not hold processes itself.
 
 use super::error::Context as _;
 use super::{LabError, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -141,19 +145,20 @@ pub(super) fn create(lab: &str, host: &str, mode: CgroupMode) -> Result<HostCgro
                 }
                 made.homes.push(home);
             }
-            (Some(options), CgroupMode::V1) => {
+            (Some(options), _) => {
                 fs::create_dir_all(&root).on("making the cgroup", &root)?;
                 for level in [&top, &root] {
                     inherit_cpuset(level);
                 }
-                let folder = hierarchy.at.file_name().unwrap_or_default();
-                let folder = folder.to_string_lossy().into_owned();
-                let named = options.starts_with("name=");
-                let options = if named { format!("none,{options}") } else { options };
-                made.v1.push(V1Mount { folder, options });
+                if mode == CgroupMode::V1 {
+                    let folder = hierarchy.at.file_name().unwrap_or_default();
+                    let folder = folder.to_string_lossy().into_owned();
+                    let named = options.starts_with("name=");
+                    let options = if named { format!("none,{options}") } else { options };
+                    made.v1.push(V1Mount { folder, options });
+                }
                 made.homes.push(root.clone());
             }
-            (Some(_), CgroupMode::V2) => continue,
         }
         made.roots.push(root);
     }
@@ -184,58 +189,41 @@ fn inherit_cpuset(cgroup: &Path) {
 }
 
 /// Kills every process in the lab's cgroups, frozen or not, and removes them.
+/// Goes round until all is gone: a dying `up` may still let one in.
 pub(super) fn kill_and_remove(lab: &str) -> Result<()> {
-    let tops: Vec<PathBuf> = hierarchies()?
-        .into_iter()
-        .map(|h| h.at.join(folder(lab)))
-        .filter(|top| top.is_dir())
-        .collect();
+    let tops: Vec<PathBuf> = hierarchies()?.into_iter().map(|h| h.at.join(folder(lab))).collect();
     let deadline = Instant::now() + PATIENCE;
     loop {
         let groups: Vec<PathBuf> = tops.iter().flat_map(|top| tree(top)).collect();
         let alive: BTreeSet<i32> = groups.iter().flat_map(|g| processes(g)).collect();
-        if alive.is_empty() {
-            break;
+        for pid in &alive {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        if alive.is_empty() && groups.iter().rev().all(|g| removed(g)) {
+            return Ok(());
+        }
+        // A frozen v1 cgroup dies only when thawed, a v2 one by the signal.
+        for freezer in groups.iter().map(|g| g.join("freezer.state")).filter(|f| f.exists()) {
+            let _ = fs::write(freezer, "THAWED");
         }
         if Instant::now() > deadline {
             return Err(LabError::Undead(lab.into()));
         }
-        for pid in alive {
-            let _ = nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(pid),
-                nix::sys::signal::Signal::SIGKILL,
-            );
-        }
-        // A frozen v1 cgroup dies only when thawed, a v2 one by the signal.
-        for group in &groups {
-            let freezer = group.join("freezer.state");
-            if freezer.exists() {
-                let _ = fs::write(freezer, "THAWED");
-            }
-        }
         std::thread::sleep(Duration::from_millis(10));
     }
-    for group in tops.iter().flat_map(|top| tree(top).into_iter().rev()) {
-        remove_group(&group, deadline)?;
-    }
-    Ok(())
 }
 
-/// A cgroup stays busy for a moment after its last process.
-fn remove_group(group: &Path, deadline: Instant) -> Result<()> {
-    loop {
-        match fs::remove_dir(group) {
-            Ok(()) => return Ok(()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(e) if Instant::now() > deadline => return Err(e).on("removing the cgroup", group),
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
-        }
+/// Removes a cgroup, which stays busy for a moment after its last process.
+fn removed(group: &Path) -> bool {
+    match fs::remove_dir(group) {
+        Ok(()) => true,
+        Err(e) => e.kind() == std::io::ErrorKind::NotFound,
     }
 }
 
-/// A cgroup and all below it, parents first.
+/// A cgroup and all below it, parents first; nothing if it is not there.
 fn tree(top: &Path) -> Vec<PathBuf> {
-    let mut all = vec![top.to_path_buf()];
+    let mut all: Vec<PathBuf> = top.is_dir().then(|| top.to_path_buf()).into_iter().collect();
     let mut next = 0;
     while next < all.len() {
         let below = fs::read_dir(&all[next]).into_iter().flatten().flatten();

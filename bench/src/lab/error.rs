@@ -74,9 +74,9 @@ pub enum LabError {
         /// The last lines of its log.
         log: String,
     },
-    /// Processes that do not die.
+    /// Processes that do not die, or cgroups that stay busy.
     #[error(
-        "processes of lab `{0}` do not die: see /proc/PID/stack of those in its cgroups, then repeat `lab down`"
+        "the cgroups blip-lab-{0} cannot be emptied: see which processes in them do not die, then repeat `lab down`"
     )]
     Undead(String),
     /// Something with a file or a kernel object.

@@ -82,10 +82,17 @@ pub(super) fn start(plan: &Plan<'_>, index: usize, names: &[String]) -> Result<H
 
 /// Starts a host's init and learns its process number.
 fn spawn(program: &Path, init: &InitSpec, log: &Path) -> Result<u32> {
-    let spec = serde_json::to_string(init).map_err(std::io::Error::from).on("describing", log)?;
+    let spec = init.dir.join("init.json");
+    let bytes = serde_json::to_vec_pretty(init).map_err(std::io::Error::from);
+    fs::write(&spec, bytes.on("encoding", &spec)?).on("writing", &spec)?;
     let file = fs::File::create(log).on("opening", log)?;
-    let said = Command::new(program)
-        .args(["lab-init", "enter", &spec])
+    // On a leash, so that no step of a killed `up` goes on behind the back of
+    // whoever cleans up after it. What it starts is in the host's cgroups.
+    let said = run::program("setpriv")
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(program)
+        .args(["lab-init", "enter"])
+        .arg(&spec)
         .current_dir("/")
         .stdin(Stdio::null())
         .stderr(file)

@@ -11,7 +11,7 @@
 
 use super::cgroup::{self, CgroupMode, V1Mount};
 use super::error::Context as _;
-use super::{LabError, Result, network};
+use super::{LabError, Result, network, run};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -61,8 +61,8 @@ const CONTAINERD: &str = "/run/containerd/containerd.sock";
 ///
 /// # Errors
 /// The step that failed.
-pub fn enter(spec: &str) -> Result<()> {
-    let init = parse(spec)?;
+pub fn enter(spec: &Path) -> Result<()> {
+    let init = read(spec)?;
     for cgroup in &init.cgroups {
         fs::write(cgroup.join("cgroup.procs"), "0").on("joining the cgroup", cgroup)?;
     }
@@ -77,7 +77,8 @@ pub fn enter(spec: &str) -> Result<()> {
     )
     .on("making namespaces for", &init.name)?;
     let child = Command::new("/proc/self/exe")
-        .args(["lab-init", "serve", spec])
+        .args(["lab-init", "serve"])
+        .arg(spec)
         .stdin(Stdio::null())
         .stdout(Stdio::from(fs::File::create("/dev/null").on("opening", "/dev/null")?))
         .spawn()
@@ -89,8 +90,8 @@ pub fn enter(spec: &str) -> Result<()> {
 ///
 /// # Errors
 /// The step that failed; the host then ends.
-pub fn serve(spec: &str) -> Result<()> {
-    let init = parse(spec)?;
+pub fn serve(spec: &Path) -> Result<()> {
+    let init = read(spec)?;
     let root = lay_out(&init)?;
     settle(&init, &root)?;
     switch_root(&root)?;
@@ -105,10 +106,9 @@ pub fn serve(spec: &str) -> Result<()> {
     }
 }
 
-fn parse(spec: &str) -> Result<InitSpec> {
-    serde_json::from_str(spec)
-        .map_err(std::io::Error::from)
-        .on("reading the host's description", "argument")
+fn read(spec: &Path) -> Result<InitSpec> {
+    let bytes = fs::read(spec).on("reading", spec)?;
+    serde_json::from_slice(&bytes).map_err(std::io::Error::from).on("understanding", spec)
 }
 
 fn folder(path: &Path) -> Result<()> {
@@ -243,14 +243,16 @@ fn switch_root(root: &Path) -> Result<()> {
 
 /// Starts containerd, waits for its socket, then starts dockerd.
 fn start_docker() -> Result<Vec<(&'static str, Child)>> {
-    let containerd = daemon("containerd", &[])?;
+    let mut containerd = daemon("containerd", &[])?;
     let deadline = Instant::now() + Duration::from_secs(30);
     while UnixStream::connect(CONTAINERD).is_err() {
-        if Instant::now() > deadline {
-            return Err(LabError::Io {
-                doing: "waiting for",
-                path: CONTAINERD.into(),
-                source: std::io::ErrorKind::TimedOut.into(),
+        let ended = containerd.try_wait().on("waiting for", CONTAINERD)?;
+        if ended.is_some() || Instant::now() > deadline {
+            let log = fs::read_to_string(log_of("containerd")).unwrap_or_default();
+            return Err(LabError::Host {
+                host: "localhost".into(),
+                why: "containerd did not open its socket".into(),
+                log: run::last_lines(&log, 8),
             });
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -259,11 +261,18 @@ fn start_docker() -> Result<Vec<(&'static str, Child)>> {
     Ok(vec![("containerd", containerd), ("dockerd", dockerd)])
 }
 
+fn log_of(program: &str) -> PathBuf {
+    format!("/var/log/{program}.log").into()
+}
+
 fn daemon(program: &'static str, args: &[&str]) -> Result<Child> {
-    let log = PathBuf::from(format!("/var/log/{program}.log"));
+    let log = log_of(program);
     let file = fs::File::options().create(true).append(true).open(&log).on("opening", &log)?;
     let both = file.try_clone().on("opening", &log)?;
-    Command::new(program)
+    // A daemon of many containers needs more files than a login shell gives;
+    // even root may not be allowed more than the hard limit.
+    Command::new("sh")
+        .args(["-c", "ulimit -n \"$(ulimit -H -n)\"; exec \"$0\" \"$@\"", program])
         .args(args)
         .env_clear()
         .envs(ENVIRONMENT)

@@ -135,8 +135,9 @@ impl Lab {
     /// All labs of this machine, ready or not.
     ///
     /// # Errors
-    /// If the labs' folder cannot be read.
+    /// [`LabError::NeedsRoot`], or if the labs' folder cannot be read.
     pub fn all() -> Result<Vec<Status>> {
+        machine::need_root()?;
         paths::names()?.iter().map(|name| Status::of(&Paths::new(name))).collect()
     }
 

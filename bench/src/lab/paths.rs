@@ -143,7 +143,7 @@ impl Paths {
 }
 
 fn slots() -> PathBuf {
-    Path::new(RUN).join("slots")
+    Path::new(RUN).join(".slots")
 }
 
 /// Takes an exclusive lock on a file, making it if need be. Its holder may

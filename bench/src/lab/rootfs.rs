@@ -45,7 +45,7 @@ const PACKAGES: [&str; 18] = [
     "kmod",
     "nftables",
     "procps",
-    "python3-minimal",
+    "python3",
     "redis-server",
     "redis-tools",
     "runc",
@@ -53,8 +53,14 @@ const PACKAGES: [&str; 18] = [
     "zstd",
 ];
 
+/// Keys of Debian's releases, old and coming.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// Counts changes of the recipe that the package list does not show.
 const RECIPE: u32 = 1;
+
+/// Where a root is built.
+const BUILDING: &str = "building";
 
 /// The name of this recipe's folder.
 fn folder_name(suite: Suite) -> String {
@@ -76,7 +82,7 @@ pub(super) fn ensure(spec: &LabSpec) -> Result<PathBuf> {
     if home.join("rootfs").is_dir() {
         return Ok(home);
     }
-    let building = cache().join("building");
+    let building = cache().join(BUILDING);
     clear(&building)?;
     let mirror = match &spec.mirror {
         Some(mirror) => mirror.clone(),
@@ -106,7 +112,18 @@ pub(super) fn purge() -> Result<()> {
         return Err(LabError::InUse(labs.join(", ")));
     }
     let _lock = lock(&cache().join("build.lock"))?;
-    clear(&cache())
+    let entries = fs::read_dir(cache()).on("reading", cache())?.flatten();
+    // Only what is ours: the folder may be one the user named.
+    for entry in entries {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let ours = [Suite::Forky, Suite::Trixie].map(|suite| format!("{suite}-"));
+        if name == BUILDING || ours.iter().any(|prefix| name.starts_with(prefix)) {
+            clear(&entry.path())?;
+        }
+    }
+    let _ = fs::remove_file(cache().join("build.lock"));
+    let _ = fs::remove_dir(cache());
+    Ok(())
 }
 
 fn clear(dir: &Path) -> Result<()> {
@@ -145,10 +162,8 @@ fn build(suite: Suite, mirror: &str, root: &Path) -> Result<()> {
         }
     }
     command.arg(format!("--include={packages}"));
-    for keyring in ["/usr/share/keyrings/debian-archive-keyring.gpg"] {
-        if Path::new(keyring).exists() {
-            command.arg(format!("--keyring={keyring}"));
-        }
+    if Path::new(KEYRING).exists() {
+        command.arg(format!("--keyring={KEYRING}"));
     }
     command.arg(suite.to_string()).arg(root).arg("-");
     let doing = format!("building the root of {suite} from {mirror}");
