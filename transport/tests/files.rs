@@ -186,7 +186,8 @@ fn excluded_paths_neither_leave_nor_go() {
     let scanner = Scanner::open(source.path(), Tree::Plain, exclude.clone()).unwrap();
     let round = |known: &Manifest| {
         let mut apply =
-            Apply::open(target.path(), ApplyOptions { keep: exclude.clone(), ..options() }).unwrap();
+            Apply::open(target.path(), ApplyOptions { keep: exclude.clone(), ..options() })
+                .unwrap();
         let mut sink = |frame: Bytes| apply.frame(&frame).map_err(std::io::Error::other);
         let sent = scanner.round(known, Pace::Frozen, &mut sink).unwrap();
         apply.finish().unwrap();
@@ -399,8 +400,7 @@ fn the_last_name_is_never_followed() {
     // Onto a link: refused, or the link itself is replaced.
     let over = |record| {
         let prison = Prison::new();
-        let done =
-            prison.try_out(&[(record, &[]), (data.clone(), b"evil"), (close.clone(), &[])]);
+        let done = prison.try_out(&[(record, &[]), (data.clone(), b"evil"), (close.clone(), &[])]);
         (prison, done)
     };
     let (_, refused) = over(file(Base::Present));
@@ -411,7 +411,9 @@ fn the_last_name_is_never_followed() {
     let prison = Prison::new();
     let mode = Meta { mode: 0o4777, ..meta() };
     prison.try_out(&[(Record::Meta { path: path("leak"), meta: mode }, &[])]).unwrap();
-    prison.try_out(&[(Record::Dir { path: path("out"), clear: false, meta: meta() }, &[])]).unwrap();
+    prison
+        .try_out(&[(Record::Dir { path: path("out"), clear: false, meta: meta() }, &[])])
+        .unwrap();
     assert!(fs::symlink_metadata(prison.root().join("out")).unwrap().is_dir());
     prison.try_out(&[(Record::Remove { path: path("far") }, &[])]).unwrap();
     // A link the stream itself made is no better.
@@ -444,7 +446,8 @@ fn a_directory_swapped_for_a_link_in_mid_stream_gains_nothing() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             use rustix::fs::{CWD, RenameFlags, renameat_with};
-            let swap = || renameat_with(CWD, root.join("d"), CWD, root.join("out"), RenameFlags::EXCHANGE);
+            let swap =
+                || renameat_with(CWD, root.join("d"), CWD, root.join("out"), RenameFlags::EXCHANGE);
             while !stop.load(Ordering::Relaxed) {
                 let _ = swap();
             }
@@ -482,7 +485,8 @@ fn limits_hold() {
     let error = apply(ApplyOptions { room, ..options() }, &[(new_file("a"), &[]), data.clone()]);
     assert!(matches!(error, ApplyError::NoRoom { .. }), "{error}");
     let room = Room { bytes: 100, entries: 1 };
-    let link = |at| (Record::Symlink { path: path(at), target: b"x".into(), meta: meta() }, &[][..]);
+    let link =
+        |at| (Record::Symlink { path: path(at), target: b"x".into(), meta: meta() }, &[][..]);
     let error = apply(ApplyOptions { room, ..options() }, &[link("b"), link("c")]);
     assert!(matches!(error, ApplyError::NoRoom { .. }), "{error}");
     let device =
