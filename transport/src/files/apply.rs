@@ -14,6 +14,7 @@
 mod beneath;
 mod node;
 
+use super::BLOCK;
 use super::path::{Exclude, RelPath};
 use super::wire::{Base, Meta, Record, Time, WireError, open, records};
 use beneath::Beneath;
@@ -97,7 +98,9 @@ pub enum ApplyError {
         path: RelPath,
     },
     /// A path that belongs to the target.
-    #[error("{path} belongs to the target and must not come from the source; both sides need the same list of mount points")]
+    #[error(
+        "{path} belongs to the target and must not come from the source; both sides need the same list of mount points"
+    )]
     Kept {
         /// Where.
         path: RelPath,
@@ -327,7 +330,10 @@ impl Apply {
     fn hole(&mut self, offset: u64, len: u64) -> Result<(), ApplyError> {
         let current = self.open_current(offset, len)?;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let punched = match rustix::fs::fallocate(&current.file, flags, offset, len) {
+        // Up to the file's end, its last page has to go as well.
+        let end = offset + len;
+        let whole = if end == current.size { end.next_multiple_of(BLOCK) - offset } else { len };
+        let punched = match rustix::fs::fallocate(&current.file, flags, offset, whole) {
             Err(Errno::OPNOTSUPP) => write_zeros(&current.file, offset, len),
             punched => punched,
         };
@@ -418,9 +424,7 @@ fn write_zeros(file: &OwnedFd, offset: u64, len: u64) -> Result<(), Errno> {
 }
 
 fn timestamps(atime: Time, mtime: Time) -> Timestamps {
-    let spec = |time: Time| rustix::fs::Timespec {
-        tv_sec: time.seconds,
-        tv_nsec: i64::from(time.nanos),
-    };
+    let spec =
+        |time: Time| rustix::fs::Timespec { tv_sec: time.seconds, tv_nsec: i64::from(time.nanos) };
     Timestamps { last_access: spec(atime), last_modification: spec(mtime) }
 }

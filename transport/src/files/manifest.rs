@@ -80,7 +80,7 @@ impl Names<'_> {
     }
 }
 
-/// A file with several names.
+/// A file, or anything but a directory, with several names.
 #[derive(Clone, Debug)]
 pub(super) struct Linked {
     /// All of them, in the order of the walk.
@@ -127,7 +127,7 @@ pub(super) enum Body {
     File {
         blocks: Blocks,
     },
-    /// A file with several names; its content is in [`Manifest::links`].
+    /// Anything but a directory with several names; its content is in [`Manifest::links`].
     Linked,
     /// Nothing is there on purpose.
     Whiteout,

@@ -88,10 +88,7 @@ mod tests {
         let said = interpret(Tree::Upper(Marks::Trusted), &mut xattrs);
         assert_eq!(said, Said { opaque: true, ..Said::default() });
         let names: Vec<_> = xattrs.iter().map(|x| x.name.as_slice()).collect();
-        assert_eq!(
-            names,
-            [&b"trusted.overlay.opaque"[..], b"user.overlay.opaque", b"user.mine"]
-        );
+        assert_eq!(names, [&b"trusted.overlay.opaque"[..], b"user.overlay.opaque", b"user.mine"]);
     }
 
     #[test]

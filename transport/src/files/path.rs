@@ -88,8 +88,7 @@ impl RelPath {
 
 /// Whether `path` is `top` or beneath it, name by name.
 pub(super) fn within(path: &[u8], top: &[u8]) -> bool {
-    top.is_empty()
-        || path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+    top.is_empty() || path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
 /// As an absolute path, with anything unprintable escaped.

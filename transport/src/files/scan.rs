@@ -69,19 +69,27 @@ pub enum ScanError {
         source: io::Error,
     },
     /// Something is mounted below the root.
-    #[error("{path} is on another file system than the tree it is in; exclude it or carry it by itself")]
+    #[error(
+        "{path} is on another file system than the tree it is in; exclude it or carry it by itself"
+    )]
     CrossesMount {
         /// Where.
         path: RelPath,
     },
     /// Deeper or longer than allowed.
-    #[error("the tree below {path} is nested deeper than {} directories, or its paths are longer than {} bytes", super::MAX_DEPTH, super::path::MAX_PATH)]
+    #[error(
+        "the tree below {path} is nested deeper than {} directories, or its paths are longer than {} bytes",
+        super::MAX_DEPTH,
+        super::path::MAX_PATH
+    )]
     TooDeep {
         /// The last path that was not.
         path: RelPath,
     },
     /// An overlay mark that points into a lower directory.
-    #[error("{path} has the overlay mark \"{mark}\", whose content is in a lower layer; mount with {mark}=off (redirect_dir=off for redirect) and recreate the container")]
+    #[error(
+        "{path} has the overlay mark \"{mark}\", whose content is in a lower layer; mount with {mark}=off (redirect_dir=off for redirect) and recreate the container"
+    )]
     Unresolvable {
         /// Where.
         path: RelPath,

@@ -19,11 +19,8 @@ fn round(what: &str, scanner: &Scanner, known: &Manifest, pace: Pace, target: &P
     };
     let sent = scanner.round(known, pace, &mut sink).unwrap();
     let scanned = begin.elapsed();
-    let options = ApplyOptions {
-        allow_devices: false,
-        room: Room::UNLIMITED,
-        keep: Exclude::default(),
-    };
+    let options =
+        ApplyOptions { allow_devices: false, room: Room::UNLIMITED, keep: Exclude::default() };
     let begin = Instant::now();
     let mut apply = Apply::open(target, options).unwrap();
     for frame in &frames {
@@ -35,7 +32,7 @@ fn round(what: &str, scanner: &Scanner, known: &Manifest, pace: Pace, target: &P
 }
 
 /// 100 000 files of 100 to 1 000 bytes in 1 000 directories.
-pub fn small_files() {
+pub(crate) fn small_files() {
     let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for dir in 0..1000 {
         let path = source.path().join(format!("dir{dir}"));
@@ -57,7 +54,7 @@ pub fn small_files() {
 }
 
 /// 1 GiB, either full or with one page in sixteen.
-pub fn one_large_file(sparse: bool) {
+pub(crate) fn one_large_file(sparse: bool) {
     let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let path = source.path().join("large");
     let mut file = fs::File::create(&path).unwrap();

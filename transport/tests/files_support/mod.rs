@@ -1,6 +1,6 @@
 //! What the tests of the file carrier need.
 
-pub mod measure;
-pub mod overlay;
-pub mod step;
-pub mod tree;
+pub(crate) mod measure;
+pub(crate) mod overlay;
+pub(crate) mod step;
+pub(crate) mod tree;

@@ -11,7 +11,7 @@ thread_local! {
 }
 
 /// Gives this thread mounts of its own, which end with it.
-pub fn private_mounts() {
+pub(crate) fn private_mounts() {
     if !PRIVATE.replace(true) {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -20,13 +20,13 @@ pub fn private_mounts() {
 }
 
 /// Overlay over a lower directory that is always the same.
-pub struct Overlay {
+pub(crate) struct Overlay {
     dir: tempfile::TempDir,
 }
 
 impl Overlay {
     /// Mounts it with Docker's options.
-    pub fn mount() -> Self {
+    pub(crate) fn mount() -> Self {
         private_mounts();
         let dir = tempfile::tempdir().unwrap();
         for name in ["lower", "upper", "work", "merged"] {
@@ -48,12 +48,12 @@ impl Overlay {
     }
 
     /// The writable layer.
-    pub fn upper(&self) -> PathBuf {
+    pub(crate) fn upper(&self) -> PathBuf {
         self.dir.path().join("upper")
     }
 
     /// What a container would see.
-    pub fn merged(&self) -> PathBuf {
+    pub(crate) fn merged(&self) -> PathBuf {
         self.dir.path().join("merged")
     }
 
@@ -63,9 +63,13 @@ impl Overlay {
         for dir in ["a", "a/b", "b", "b/deep", "sp ace", "sp ace/a"] {
             fs::create_dir(lower.join(dir)).unwrap();
         }
-        for (file, size) in
-            [("a/file", 3), ("a/b/a", 70_000), ("b/deep/b", 10), ("b/a", 200_000), ("sp ace/a/b", 1)]
-        {
+        for (file, size) in [
+            ("a/file", 3),
+            ("a/b/a", 70_000),
+            ("b/deep/b", 10),
+            ("b/a", 200_000),
+            ("sp ace/a/b", 1),
+        ] {
             fs::write(lower.join(file), vec![b'l'; size]).unwrap();
         }
         std::os::unix::fs::symlink("a/file", lower.join("d")).unwrap();

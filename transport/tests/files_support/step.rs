@@ -20,7 +20,7 @@ type Place = Vec<usize>;
 
 /// One change.
 #[derive(Clone, Debug)]
-pub enum Step {
+pub(crate) enum Step {
     Dir(Place),
     Write(Place, u64, usize, u8),
     Truncate(Place, u64),
@@ -50,7 +50,7 @@ fn place() -> impl Strategy<Value = Place> {
 }
 
 /// Several steps; with `root`, also such that only root can take.
-pub fn steps(root: bool, count: Range<usize>) -> impl Strategy<Value = Vec<Step>> {
+pub(crate) fn steps(root: bool, count: Range<usize>) -> impl Strategy<Value = Vec<Step>> {
     let extent = 0u64..400_000;
     let common = prop_oneof![
         4 => place().prop_map(Step::Dir),
@@ -90,7 +90,7 @@ pub fn steps(root: bool, count: Range<usize>) -> impl Strategy<Value = Vec<Step>
 
 impl Step {
     /// Takes the step below `root`, if it can be taken.
-    pub fn run(&self, root: &Path) {
+    pub(crate) fn run(&self, root: &Path) {
         let _ = self.attempt(root);
     }
 

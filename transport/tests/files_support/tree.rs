@@ -8,23 +8,23 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 /// By path below the root.
-pub type Snapshot = BTreeMap<Vec<u8>, Entry>;
+pub(crate) type Snapshot = BTreeMap<Vec<u8>, Entry>;
 
 /// One file, of whatever kind.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub mode: u32,
-    pub owner: (u32, u32),
-    pub mtime: (i64, i64),
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    pub what: What,
+pub(crate) struct Entry {
+    pub(crate) mode: u32,
+    pub(crate) owner: (u32, u32),
+    pub(crate) mtime: (i64, i64),
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) what: What,
     /// All names of the same file.
-    pub names: Vec<Vec<u8>>,
+    pub(crate) names: Vec<Vec<u8>>,
 }
 
 /// What it holds.
 #[derive(Debug, PartialEq, Eq)]
-pub enum What {
+pub(crate) enum What {
     Dir,
     /// Size, digest, and where data is.
     File(u64, blake3::Hash, Vec<(u64, u64)>),
@@ -34,7 +34,7 @@ pub enum What {
 }
 
 /// Looks at everything below `root`, and at `root` itself.
-pub fn snapshot(root: &Path) -> Snapshot {
+pub(crate) fn snapshot(root: &Path) -> Snapshot {
     let mut all = Snapshot::new();
     let mut inodes: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
     visit(root, root, &mut all, &mut inodes);

@@ -5,9 +5,9 @@
 //! named by its last name alone, which is never followed.
 
 use super::{ApplyError, Last, node, timestamps};
+use crate::files::MAX_DEPTH;
 use crate::files::path::{Exclude, RelPath};
 use crate::files::wire::{Meta, NodeKind, Time};
-use crate::files::MAX_DEPTH;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -59,8 +59,8 @@ impl Beneath {
 
     pub(super) fn times(&mut self, directory: &RelPath) -> Result<(Time, Time), ApplyError> {
         let fd = self.directory(directory.clone())?;
-        let stat = rustix::fs::fstat(&*fd)
-            .map_err(|errno| ApplyError::io("look at", directory, errno))?;
+        let stat =
+            rustix::fs::fstat(&*fd).map_err(|errno| ApplyError::io("look at", directory, errno))?;
         Ok((
             Time { seconds: stat.st_atime, nanos: stat.st_atime_nsec as u32 },
             Time { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 },
@@ -214,8 +214,7 @@ impl Beneath {
         if self.keep.reaches_into(path) {
             return Ok(());
         }
-        rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
-            .map_err(|errno| failed(path, errno))
+        rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(|errno| failed(path, errno))
     }
 }
 

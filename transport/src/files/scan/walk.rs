@@ -2,7 +2,9 @@
 
 use super::{RoundTotals, ScanError, Scanner, Sent};
 use crate::files::content::{Before, Block, ContentError, Outgoing};
-use crate::files::manifest::{Blocks, Body, Children, Content, Digest, Linked, Manifest, Node, Stamp};
+use crate::files::manifest::{
+    Blocks, Body, Children, Content, Digest, Linked, Manifest, Node, Stamp,
+};
 use crate::files::overlay::{Tree, interpret};
 use crate::files::path::{MAX_PATH, RelPath};
 use crate::files::wire::{FrameWriter, Meta, NodeKind, Record, Time};
@@ -140,7 +142,8 @@ impl<'a, 'w> Walk<'a, 'w> {
                 None | Some(Body::Dir { opaque: false, .. }) => true,
                 Some(_) => false,
             };
-        let digest = digest(&Record::Dir { path: RelPath::root(), clear: false, meta: still(&meta) });
+        let digest =
+            digest(&Record::Dir { path: RelPath::root(), clear: false, meta: still(&meta) });
         if clear || known.is_none_or(|node| node.digest != digest) {
             self.put(&Record::Dir { path: self.here(), clear, meta })?;
         }
@@ -269,23 +272,19 @@ impl<'a, 'w> Walk<'a, 'w> {
                     None => Ok(Seen::Gone),
                 }
             }
-            FileType::RegularFile if stamp.links > 1 => {
-                let name = Name { path: self.path.clone(), stamp, known };
-                self.linked.entry(stamp.inode).or_default().push(name);
-                Ok(match same {
-                    Some(Node { body: Body::Linked, .. }) => Seen::Same,
-                    _ => Seen::New(Node {
-                        stamp,
-                        settled: true,
-                        digest: NOTHING,
-                        body: Body::Linked,
-                    }),
-                })
-            }
             FileType::CharacterDevice
                 if stamp.rdev == 0 && matches!(self.scanner.tree, Tree::Upper(_)) =>
             {
                 self.whiteout(stamp, known)
+            }
+            _ if stamp.links > 1 => {
+                let name = Name { path: self.path.clone(), stamp, known };
+                self.linked.entry(stamp.inode).or_default().push(name);
+                let settled = true;
+                Ok(match same {
+                    Some(Node { body: Body::Linked, .. }) => Seen::Same,
+                    _ => Seen::New(Node { stamp, settled, digest: NOTHING, body: Body::Linked }),
+                })
             }
             _ if same.is_some_and(|node| node.settled) => Ok(Seen::Same),
             FileType::RegularFile => self.file(dir, name, stamp, known),
@@ -317,7 +316,7 @@ impl<'a, 'w> Walk<'a, 'w> {
         // A file that shared its inode may be written in place only if it is
         // the one that kept it: all its former names are replaced or removed
         // in this very stream.
-        let before = known.and_then(|node| {
+        let before = known.filter(|node| node.stamp.kind() == stamp.kind()).and_then(|node| {
             let content = self.known.content_of(&path, node)?;
             (content.names.count() == 1 || node.stamp.inode == stamp.inode).then_some(content)
         });
@@ -354,8 +353,8 @@ impl<'a, 'w> Walk<'a, 'w> {
         let path = self.here();
         let sink = |source| ScanError::Sink { path: path.clone(), source };
         let before = before.map(|content| Before { size: content.size, blocks: content.blocks });
-        let mut outgoing = Outgoing::new(&mut self.writer, path.clone(), stamp.size, before)
-            .map_err(sink)?;
+        let mut outgoing =
+            Outgoing::new(&mut self.writer, path.clone(), stamp.size, before).map_err(sink)?;
         let blocks = outgoing.send(fd.as_fd(), &mut self.block).map_err(|error| match error {
             ContentError::Read(errno) => {
                 ScanError::Io { what: "read", path: path.clone(), source: errno.into() }
@@ -372,13 +371,12 @@ impl<'a, 'w> Walk<'a, 'w> {
             self.put(&Record::Meta { path, meta })?;
         }
         let after = rustix::fs::fstat(fd).map_err(|errno| self.failed("look at", errno))?;
-        let settled = self.scanner.marks_mapped_writes
-            && self.settles(&stamp)
-            && Stamp::of(&after) == stamp;
+        let settled =
+            self.scanner.marks_mapped_writes && self.settles(&stamp) && Stamp::of(&after) == stamp;
         Ok(Read::File { stamp, settled, digest, blocks })
     }
 
-    /// A symbolic link, device, pipe or socket.
+    /// A symbolic link, device, pipe or socket with one name.
     fn node(
         &mut self,
         dir: &OwnedFd,
@@ -388,35 +386,38 @@ impl<'a, 'w> Walk<'a, 'w> {
         let Some(fd) = self.open(dir, name, OFlags::PATH | OFlags::NOFOLLOW)? else {
             return Ok(Seen::Gone);
         };
-        let stat = rustix::fs::fstat(&fd).map_err(|errno| self.failed("look at", errno))?;
-        let stamp = Stamp::of(&stat);
-        let mut meta = self.meta(&xattr::Of::located(&fd), &stat)?;
-        interpret(self.scanner.tree, &mut meta.xattrs);
-        let numbers = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-        let kind = match stamp.kind() {
-            FileType::Symlink => None,
-            FileType::Fifo => Some(NodeKind::Fifo),
-            FileType::Socket => Some(NodeKind::Socket),
-            FileType::CharacterDevice => Some(NodeKind::CharDevice(numbers.0, numbers.1)),
-            FileType::BlockDevice => Some(NodeKind::BlockDevice(numbers.0, numbers.1)),
-            // Replaced since it was looked at: the next round will see.
-            _ => return Ok(Seen::Gone),
-        };
-        let path = self.here();
-        let mut record = match kind {
-            Some(kind) => Record::Node { path, kind, meta },
-            None => {
-                let target = rustix::fs::readlinkat(&fd, c"", Vec::new())
-                    .map_err(|errno| self.failed("read the link", errno))?;
-                Record::Symlink { path, target: target.into_bytes(), meta }
-            }
-        };
+        let Some((stamp, mut record)) = self.describe(&fd)? else { return Ok(Seen::Gone) };
         let digest = digest_of_node(&mut record);
         if known.is_none_or(|node| node.digest != digest) {
             self.put(&record)?;
         }
         let settled = self.settles(&stamp);
         Ok(Seen::New(Node { stamp, settled, digest, body: Body::Plain }))
+    }
+
+    /// The record of what is neither file nor directory; `None` if it is one
+    /// by now, which the next round will see.
+    fn describe(&self, fd: &OwnedFd) -> Result<Option<(Stamp, Record)>, ScanError> {
+        let stat = rustix::fs::fstat(fd).map_err(|errno| self.failed("look at", errno))?;
+        let stamp = Stamp::of(&stat);
+        let mut meta = self.meta(&xattr::Of::located(fd), &stat)?;
+        interpret(self.scanner.tree, &mut meta.xattrs);
+        let numbers = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        let path = self.here();
+        let kind = match stamp.kind() {
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(fd, c"", Vec::new())
+                    .map_err(|errno| self.failed("read the link", errno))?;
+                let record = Record::Symlink { path, target: target.into_bytes(), meta };
+                return Ok(Some((stamp, record)));
+            }
+            FileType::Fifo => NodeKind::Fifo,
+            FileType::Socket => NodeKind::Socket,
+            FileType::CharacterDevice => NodeKind::CharDevice(numbers.0, numbers.1),
+            FileType::BlockDevice => NodeKind::BlockDevice(numbers.0, numbers.1),
+            _ => return Ok(None),
+        };
+        Ok(Some((stamp, Record::Node { path, kind, meta })))
     }
 
     /// Something known is no longer there.
@@ -452,6 +453,9 @@ impl<'a, 'w> Walk<'a, 'w> {
         let base = found.iter().find_map(|name| {
             let node = name.known?;
             let content = self.known.content_of(&name.path, node)?;
+            if node.stamp.kind() != name.stamp.kind() {
+                return None;
+            }
             let ours = node.stamp.inode == inode || content.names.all(|name| all.contains(name));
             ours.then_some((name, node, content))
         });
@@ -469,14 +473,23 @@ impl<'a, 'w> Walk<'a, 'w> {
             return Ok(Some(before.clone()));
         }
         let primary = base.map_or(&found[0], |(name, ..)| name);
-        let Some(fd) = self.open_again(&primary.path, inode)? else { return Ok(None) };
-        self.path.clone_from(&primary.path);
         let known = base.map(|(_, node, _)| before.map_or(node.digest, |before| before.digest));
-        let read = self.read(&fd, base.map(|(.., content)| content), known)?;
+        self.path.clone_from(&primary.path);
+        let regular = primary.stamp.kind() == FileType::RegularFile;
+        let read = if regular {
+            match self.open_again(inode, OFlags::RDONLY | OFlags::NONBLOCK)? {
+                Some(fd) => self.read(&fd, base.map(|(.., content)| content), known)?,
+                None => Read::Gone,
+            }
+        } else {
+            self.linked_node(inode, known)?
+        };
         self.path.clear();
         let Read::File { stamp, settled, digest, blocks } = read else { return Ok(None) };
+        // What is no file was made anew if anything about it changed.
+        let anew = !regular && known != Some(digest);
         for name in &found {
-            if name.path != primary.path && !joined(name) {
+            if name.path != primary.path && (anew || !joined(name)) {
                 let (path, to) = (relative(&name.path), relative(&primary.path));
                 self.put(&Record::HardLink { path, to })?;
             }
@@ -487,16 +500,28 @@ impl<'a, 'w> Walk<'a, 'w> {
         Ok(Some(Linked { names, size: stamp.size, blocks, digest, stamp, settled }))
     }
 
-    /// Opens the file `inode` by one of its names. If that leads elsewhere by
+    /// What is neither file nor directory and has several names.
+    fn linked_node(&mut self, inode: u64, known: Option<Digest>) -> Result<Read, ScanError> {
+        let Some(fd) = self.open_again(inode, OFlags::PATH)? else { return Ok(Read::Gone) };
+        let Some((stamp, mut record)) = self.describe(&fd)? else { return Ok(Read::Gone) };
+        let digest = digest_of_node(&mut record);
+        if known != Some(digest) {
+            self.put(&record)?;
+        }
+        let settled = self.settles(&stamp);
+        Ok(Read::File { stamp, settled, digest, blocks: Blocks::default() })
+    }
+
+    /// Opens the path at hand, which was `inode`. If that leads elsewhere by
     /// now, the next round has to sort it out.
-    fn open_again(&self, path: &[u8], inode: u64) -> Result<Option<OwnedFd>, ScanError> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    fn open_again(&self, inode: u64, flags: OFlags) -> Result<Option<OwnedFd>, ScanError> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH
             | ResolveFlags::NO_SYMLINKS
             | ResolveFlags::NO_MAGICLINKS
             | ResolveFlags::NO_XDEV;
         let root = &self.scanner.root;
-        match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+        match rustix::fs::openat2(root, self.path.as_slice(), flags, Mode::empty(), resolve) {
             Ok(fd) => {
                 let stat = rustix::fs::fstat(&fd).map_err(|errno| self.failed("look at", errno))?;
                 Ok((stat.st_ino == inode).then_some(fd))
@@ -504,11 +529,7 @@ impl<'a, 'w> Walk<'a, 'w> {
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::AGAIN | Errno::NXIO) => {
                 Ok(None)
             }
-            Err(errno) => Err(ScanError::Io {
-                what: "open",
-                path: relative(path),
-                source: errno.into(),
-            }),
+            Err(errno) => Err(self.failed("open", errno)),
         }
     }
 
@@ -565,9 +586,7 @@ impl<'a, 'w> Walk<'a, 'w> {
     }
 
     fn put_only(&mut self, record: &Record) -> Result<(), ScanError> {
-        self.writer
-            .put(record, &[])
-            .map_err(|source| ScanError::Sink { path: self.here(), source })
+        self.writer.put(record, &[]).map_err(|source| ScanError::Sink { path: self.here(), source })
     }
 
     fn excluded(&self, name: &[u8]) -> bool {
