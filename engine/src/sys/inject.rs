@@ -214,7 +214,7 @@ mod x86_64 {
     /// on, if that is not what it blocks now.
     pub(in crate::sys) fn undo_eintr(tid: i32, mask: Option<u64>) -> Result<(), HoldError> {
         let mut now = match registers(tid) {
-            Err(HoldError::Request { source, .. }) if ptrace::is_gone(&source) => return Ok(()),
+            Err(HoldError::Gone { .. }) => return Ok(()),
             other => other?,
         };
         let call = now.orig_rax as i64;
@@ -321,9 +321,22 @@ mod x86_64 {
 
     /// Address of a `syscall` instruction in the target's vDSO.
     fn syscall_instruction(pid: i32) -> Result<u64, InjectError> {
-        let gone = |_| InjectError::Hold(HoldError::Gone { pid });
+        for _ in 0..3 {
+            if let Some(address) = search_vdso(pid)? {
+                return Ok(address);
+            }
+            // `execve` maps the vDSO late: it may be there in a moment.
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let why = "it has no vDSO with a system call instruction";
-        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).map_err(gone)?;
+        Err(InjectError::Unsuitable { pid, why })
+    }
+
+    fn search_vdso(pid: i32) -> Result<Option<u64>, HoldError> {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        if maps.is_empty() {
+            return Err(HoldError::Gone { pid });
+        }
         let range = maps
             .lines()
             .find(|line| line.ends_with("[vdso]"))
@@ -332,11 +345,12 @@ mod x86_64 {
                 let hex = |text| u64::from_str_radix(text, 16).ok();
                 Some((hex(start)?, hex(end)?))
             });
-        let (start, end) = range.ok_or(InjectError::Unsuitable { pid, why })?;
+        let Some((start, end)) = range else { return Ok(None) };
         let mut code = vec![0; (end - start) as usize];
-        let length = readmem::read_pieces(pid, &[(start, code.len())], &mut code).map_err(gone)?;
+        // If it has moved meanwhile there is nothing to read: look again.
+        let length = readmem::read_pieces(pid, &[(start, code.len())], &mut code).unwrap_or(0);
         let found = code[..length].windows(2).position(|pair| pair == SYSCALL_INSTRUCTION);
-        found.map(|at| start + at as u64).ok_or(InjectError::Unsuitable { pid, why })
+        Ok(found.map(|at| start + at as u64))
     }
 
     fn pidfd_open(pid: i32) -> Result<OwnedFd, HoldError> {
@@ -366,8 +380,7 @@ mod x86_64 {
         let answer =
             unsafe { libc::ptrace(libc::PTRACE_GETREGS, tid, 0_usize, registers.as_mut_ptr()) };
         if answer < 0 {
-            let source = io::Error::last_os_error();
-            return Err(HoldError::Request { request: "GETREGS", tid, source });
+            return Err(ptrace::failed("GETREGS", tid, io::Error::last_os_error()));
         }
         // SAFETY: the request succeeded, so the kernel has filled all of it.
         Ok(unsafe { registers.assume_init() })
@@ -380,8 +393,7 @@ mod x86_64 {
             libc::ptrace(libc::PTRACE_SETREGS, tid, 0_usize, std::ptr::from_ref(registers))
         };
         if answer < 0 {
-            let source = io::Error::last_os_error();
-            return Err(HoldError::Request { request: "SETREGS", tid, source });
+            return Err(ptrace::failed("SETREGS", tid, io::Error::last_os_error()));
         }
         Ok(())
     }

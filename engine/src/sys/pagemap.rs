@@ -125,11 +125,14 @@ impl Pagemap {
                 Err(nix::Error::EINTR) => continue,
                 Err(error) => return Err(error.into()),
             };
-            self.answers[..count].iter().copied().for_each(&mut found);
-            if args.walk_end <= at {
-                return Err(io::Error::other("PAGEMAP_SCAN made no progress"));
-            }
-            at = args.walk_end;
+            let answers = &self.answers[..count];
+            answers.iter().copied().for_each(&mut found);
+            // The kernel passes answers on by the few hundred, and leaves in
+            // `walk_end` where it last did so even if it has gone on to the end.
+            // It stops early only for want of room; all before the last answer
+            // has been scanned, and to scan it again would hide what was written.
+            let Some(last) = answers.last().filter(|_| count == REGIONS) else { break };
+            at = args.walk_end.max(last.end);
         }
         Ok(())
     }

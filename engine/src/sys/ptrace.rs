@@ -147,7 +147,7 @@ impl Held {
             begin.get_or_insert_with(Instant::now);
             for &tid in &fresh {
                 match interrupt(tid) {
-                    Err(HoldError::Request { source, .. }) if is_gone(&source) => {}
+                    Err(HoldError::Gone { .. }) => {}
                     other => other?,
                 }
             }
@@ -172,7 +172,7 @@ impl Held {
             Ok(()) => return Ok(true),
             Err(source) => source,
         };
-        if is_gone(&source) {
+        if source.raw_os_error() == Some(libc::ESRCH) {
             return Ok(false);
         }
         let status = std::fs::read_to_string(format!("/proc/{}/task/{tid}/status", self.pid));
@@ -223,11 +223,9 @@ impl Held {
     /// Lets every thread go.
     fn release(&mut self) -> Result<(), HoldError> {
         for tid in std::mem::take(&mut self.threads) {
-            match request(libc::PTRACE_DETACH, tid, 0, 0) {
-                Err(source) if !is_gone(&source) => {
-                    return Err(HoldError::Request { request: "DETACH", tid, source });
-                }
-                _ => {}
+            match request(libc::PTRACE_DETACH, tid, 0, 0).map_err(|e| failed("DETACH", tid, e)) {
+                Err(HoldError::Gone { .. }) => {}
+                other => other?,
             }
         }
         if std::mem::take(&mut self.stop_again) {
@@ -248,26 +246,25 @@ pub fn thread_ids(pid: i32) -> Result<Vec<i32>, HoldError> {
 
 /// Asks a seized thread to stop.
 pub(super) fn interrupt(tid: i32) -> Result<(), HoldError> {
-    request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(|source| HoldError::Request {
-        request: "INTERRUPT",
-        tid,
-        source,
-    })
+    request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(|error| failed("INTERRUPT", tid, error))
 }
 
 /// Lets a stopped thread run on, by `how` (`CONT`, `SYSCALL`), with `signal`.
 pub(super) fn resume(tid: i32, how: libc::c_uint, signal: i32) -> Result<(), HoldError> {
-    match request(how, tid, 0, signal as usize) {
-        Err(source) if !is_gone(&source) => {
-            Err(HoldError::Request { request: "CONT", tid, source })
-        }
-        _ => Ok(()),
+    match request(how, tid, 0, signal as usize).map_err(|error| failed("CONT", tid, error)) {
+        // Killed: the next wait says so.
+        Err(HoldError::Gone { .. }) => Ok(()),
+        other => other,
     }
 }
 
-/// `ESRCH` from ptrace: the thread was killed under us.
-pub(super) fn is_gone(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ESRCH)
+/// What a failed request means: `ESRCH` says that the thread was killed.
+pub(super) fn failed(request: &'static str, tid: i32, source: io::Error) -> HoldError {
+    if source.raw_os_error() == Some(libc::ESRCH) {
+        HoldError::Gone { pid: tid }
+    } else {
+        HoldError::Request { request, tid, source }
+    }
 }
 
 /// One ptrace request whose answer is only success or failure. `address` and
@@ -316,8 +313,7 @@ pub(super) fn signal_mask(tid: i32) -> Result<u64, HoldError> {
     // `mask`, valid and exclusively ours.
     let answer = unsafe { libc::ptrace(libc::PTRACE_GETSIGMASK, tid, 8_usize, &raw mut mask) };
     if answer < 0 {
-        let source = io::Error::last_os_error();
-        return Err(HoldError::Request { request: "GETSIGMASK", tid, source });
+        return Err(failed("GETSIGMASK", tid, io::Error::last_os_error()));
     }
     Ok(mask)
 }
@@ -328,8 +324,7 @@ pub(super) fn set_signal_mask(tid: i32, mask: u64) -> Result<(), HoldError> {
     // `mask`, valid through the call.
     let answer = unsafe { libc::ptrace(libc::PTRACE_SETSIGMASK, tid, 8_usize, &raw const mask) };
     if answer < 0 {
-        let source = io::Error::last_os_error();
-        return Err(HoldError::Request { request: "SETSIGMASK", tid, source });
+        return Err(failed("SETSIGMASK", tid, io::Error::last_os_error()));
     }
     Ok(())
 }

@@ -34,6 +34,10 @@ impl Identity {
             return None;
         }
         let field = |number: usize| fields.get(number - 3)?.parse().ok();
+        // No address space: a kernel thread, or on its way out.
+        if field(23)? == 0 {
+            return None;
+        }
         let [code, code_end, stack, data, brk] = [26, 27, 28, 45, 47].map(field);
         Some(Self { start_time: field(22)?, layout: [code?, code_end?, stack?, data?, brk?] })
     }

@@ -21,6 +21,7 @@ mod identity;
 mod maps;
 pub mod probe;
 pub mod read;
+mod resident;
 pub mod runs;
 mod write_protect;
 

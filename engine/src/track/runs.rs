@@ -1,7 +1,7 @@
 //! Sets of pages as sorted runs, and their algebra.
 
 use blip_transport::page::{PageIndex, PageRun};
-use blip_transport::units::PageCount;
+use blip_transport::units::{PAGE_SIZE, PageCount};
 
 /// A set of pages of one address space.
 ///
@@ -97,6 +97,11 @@ impl Runs {
         }
         result
     }
+}
+
+/// First byte of a run and first byte after it.
+pub(super) fn byte_range(run: PageRun) -> (u64, u64) {
+    (run.start.address(), run.end() * PAGE_SIZE as u64)
 }
 
 impl From<&[PageRun]> for Runs {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 const PAGE: usize = 4096;
 
-/// Pages of the region in which one page after the other is written, slowly:
-/// hardly any is written twice in the time a test takes.
+/// Pages of the region in which one page after the other is written, slowly,
+/// and none again.
 const CALM_PAGES: usize = 20_000;
 
 /// A small generator of pseudo-random numbers: repeatable, and fit for the
@@ -111,11 +111,9 @@ fn rest(micros: u64) {
 }
 
 fn calm_writer(area: Area, mut dice: Dice) {
-    for page in (0..area.pages).cycle() {
+    for page in 0..area.pages {
         area.write(page, &mut dice);
-        if page % 8 == 0 {
-            rest(300);
-        }
+        rest(500);
     }
 }
 
@@ -156,7 +154,7 @@ fn churn(mut dice: Dice) {
                         areas[slot] = Area { start: moved.cast(), pages };
                     }
                 }
-                3 => swap_in_place(&mut areas, slot, &mut dice),
+                3 => move_over(&mut areas, slot, &mut dice),
                 4 => {
                     libc::madvise(area.at(page), length, libc::MADV_DONTNEED);
                 }
@@ -193,26 +191,25 @@ const MADV_GUARD_REMOVE: i32 = 103;
 ///
 /// # Safety
 /// The caller owns all areas.
-unsafe fn swap_in_place(areas: &mut [Area], slot: usize, dice: &mut Dice) {
+unsafe fn move_over(areas: &mut [Area], slot: usize, dice: &mut Dice) {
     let other = dice.roll(areas.len());
     let (from, onto) = (areas[slot], areas[other]);
-    if other == slot {
+    // Only if it fits where the other was: else something else is hit.
+    if other == slot || from.pages > onto.pages {
         return;
     }
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    // SAFETY: both are the caller's; what stood at `onto` is given up.
+    let length = from.pages * PAGE;
+    // SAFETY: both are the caller's; what stood at `onto` is given up, and
+    // nothing else may be mapped there in between.
     unsafe {
-        libc::munmap(onto.at(0), onto.pages * PAGE);
-        let length = from.pages * PAGE;
-        // Only if it fits where the other was: else something else is hit.
-        if from.pages <= onto.pages {
-            libc::mremap(from.at(0), length, length, flags, onto.at(0));
-            areas[other] = Area { start: onto.start, pages: from.pages };
-            areas[slot] = Area::map(1 + dice.roll(64));
-        } else {
-            areas[other] = Area::map(1 + dice.roll(64));
+        libc::mremap(from.at(0), length, length, flags, onto.at(0));
+        if from.pages < onto.pages {
+            libc::munmap(onto.at(from.pages), (onto.pages - from.pages) * PAGE);
         }
     }
+    areas[other] = Area { start: onto.start, pages: from.pages };
+    areas[slot] = Area::map(1 + dice.roll(64));
 }
 
 /// Writes to huge pages, drops parts of them, asks for them again.

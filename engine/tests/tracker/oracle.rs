@@ -56,6 +56,9 @@ impl Mapping {
 
 /// Every page of a stopped process that is ours and has content, by page number.
 pub(crate) fn truth(pid: i32) -> BTreeMap<u64, Vec<u8>> {
+    if std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.is_empty()) {
+        return BTreeMap::new(); // a zombie
+    }
     let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let frames = File::open("/proc/kpageflags").unwrap();
@@ -80,4 +83,24 @@ pub(crate) fn truth(pid: i32) -> BTreeMap<u64, Vec<u8>> {
         }
     }
     pages
+}
+
+pub(crate) fn describe(pid: i32, page: u64, bytes: &[u8]) -> String {
+    let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
+    let mut e = [0; 8];
+    pagemap.read_exact_at(&mut e, page * 8).unwrap();
+    let e = u64::from_ne_bytes(e);
+    let mut f = [0; 8];
+    if e & PRESENT != 0 {
+        File::open("/proc/kpageflags").unwrap().read_exact_at(&mut f, (e & FRAME) * 8).unwrap();
+    }
+    let m =
+        mappings(pid).into_iter().find(|m| m.start <= page * 4096 && page * 4096 < m.end).unwrap();
+    format!(
+        "entry {e:x} flags {:x} zero {} {} {}",
+        u64::from_ne_bytes(f),
+        bytes.iter().all(|b| *b == 0),
+        m.head,
+        m.flags
+    )
 }

@@ -74,7 +74,11 @@ impl Shadow {
             let shadow = self.spaces.get(&task.space).unwrap_or(&empty);
             for (page, bytes) in &truth {
                 match shadow.get(page) {
-                    None => faults.push(format!("{} {page:#x}: not copied", task.pid)),
+                    None => faults.push(format!(
+                        "{} {page:#x}: not copied {}",
+                        task.pid,
+                        oracle::describe(task.pid, *page, bytes)
+                    )),
                     Some(copy) if copy != bytes => {
                         faults.push(format!("{} {page:#x}: stale copy", task.pid));
                     }

@@ -49,6 +49,7 @@ fn follow(
                 skipped |= pick;
                 pick
             });
+            println!("{round} {:?} {:?}", scan.took, tracker.stats().last);
             before = Some(scan);
         }
         std::thread::sleep(Duration::from_millis(5 + dice.roll(30) as u64));
@@ -58,6 +59,8 @@ fn follow(
     let scan = tracker.scan(&tasks, Stop::Frozen).unwrap();
     shadow.apply(&scan, Stop::Frozen);
     let result = shadow.verify(&tasks);
+    // A program that crashed would be followed with ease.
+    assert!(!matches!(result, Ok(..20_000)), "too little was compared: {result:?}");
     println!(
         "seed {seed}: {result:?}, {} copied, {} tasks, {:?}",
         shadow.copied,

@@ -9,12 +9,12 @@ mod space;
 mod walk;
 
 use super::probe::{Missing, probe};
+use super::resident::Content;
 use super::{Scan, ScanCost, Stop, Task, TrackError, TrackStats, Tracker, TrackerKind};
 use blip_transport::page::{PageRun, SpaceId};
 use space::{Space, Visit, Visited};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
-use walk::Content;
 
 /// How long a process may take to stop before we let it be for this round. All
 /// its other threads wait meanwhile.

@@ -24,21 +24,23 @@
 use super::super::direct_io::DirectIo;
 use super::super::identity::{Identity, is_gone};
 use super::super::maps::Mappings;
-use super::super::runs::Runs;
+use super::super::resident::Content;
+use super::super::runs::{Runs, byte_range};
 use super::super::{ScanCost, SpaceScan, Stop, Task, TrackError};
 use super::STOP_LIMIT;
-use super::walk::{Content, Pace, walk};
+use super::walk::{Pace, walk};
 use crate::sys::inject::{InjectError, userfaultfd_of};
 use crate::sys::pagemap::{HUGE, Pagemap, WPALLOWED, WRITTEN};
 use crate::sys::ptrace::{HoldError, hold};
 use crate::sys::wp::{Refused, WriteProtect, collapse, same_address_space};
 use blip_transport::page::PageRun;
-use blip_transport::units::PAGE_SIZE;
 use std::io;
 use std::time::Duration;
 
 /// How often a scan is begun anew when the process executes another program.
 const TRIES: u32 = 3;
+/// The pause before that: it may be about to end.
+const RETRY: Duration = Duration::from_millis(1);
 /// Bytes unregistered at once when tracking ends.
 const DISARM_BITE: u64 = 32 << 20;
 
@@ -55,8 +57,9 @@ pub(super) enum Visited {
     Found(SpaceScan),
     /// The process has no memory (any more).
     Gone,
-    /// It shares the memory of another space, as between `vfork` and `execve`.
-    /// To copy it twice now would be a waste; the final scan does.
+    /// Nothing to report yet. It shares the memory of another space, as between
+    /// `vfork` and `execve`, and to copy that twice now would be a waste; or it
+    /// is just ending. The final scan makes up for it.
     Later,
 }
 
@@ -176,6 +179,10 @@ impl Space {
             }
             // Not the program it was: nothing found may count, nor be known.
             self.identity = None;
+            std::thread::sleep(RETRY);
+        }
+        if stop == Stop::Live {
+            return Ok(Visited::Later);
         }
         Err(TrackError::Restless { pid: task.pid, tries: TRIES })
     }
@@ -438,9 +445,4 @@ struct Look<'a> {
     /// The pages of all mappings that are ours.
     ours: Runs,
     found: &'a mut Found,
-}
-
-/// First byte of a run and first byte after it.
-fn byte_range(run: PageRun) -> (u64, u64) {
-    (run.start.address(), run.end() * PAGE_SIZE as u64)
 }

@@ -5,8 +5,8 @@
 //! took a while. Windows over memory that is hardly populated grow, or a huge
 //! reservation would take seconds.
 
-use super::super::runs::Runs;
-use crate::sys::pagemap::{self, Pagemap, Query, Region};
+use super::super::runs::{Runs, byte_range};
+use crate::sys::pagemap::{Pagemap, Query, Region};
 use blip_transport::units::PAGE_SIZE;
 use std::io;
 use std::time::{Duration, Instant};
@@ -31,36 +31,6 @@ pub(super) enum Pace {
     Flat,
 }
 
-/// What a page must be to have content: neither a hole, nor the shared page of
-/// zeros (a hole for CRIU too), nor a guard.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Content {
-    none: u64,
-}
-
-impl Content {
-    pub(super) fn new(guard_pages: bool) -> Self {
-        Self { none: pagemap::PFNZERO | if guard_pages { pagemap::GUARD } else { 0 } }
-    }
-
-    /// All pages with content; `protect` those that were written.
-    pub(super) fn query(self, protect: bool) -> Query {
-        Query {
-            all: 0,
-            none: self.none,
-            any: pagemap::PRESENT | pagemap::SWAPPED,
-            report: pagemap::WPALLOWED | pagemap::WRITTEN | pagemap::HUGE,
-            protect,
-        }
-    }
-
-    /// Pages with content in mappings that are not armed.
-    pub(super) fn unarmed(self) -> Query {
-        let query = self.query(false);
-        Query { none: query.none | pagemap::WPALLOWED, ..query }
-    }
-}
-
 /// Scans the pages of `where_`, in order. `found` gets page numbers `start, end`
 /// and categories.
 pub(super) fn walk(
@@ -77,7 +47,7 @@ pub(super) fn walk(
     let mut window = WINDOW;
     let mut held = Duration::ZERO;
     for run in where_.as_slice() {
-        let (mut at, end) = (run.start.address(), run.end() * page);
+        let (mut at, end) = byte_range(*run);
         while at < end {
             let to = match pace {
                 // Aligned ends: a window that cuts a huge page would split it.
