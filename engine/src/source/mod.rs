@@ -1,3 +1,4 @@
 //! The host a container leaves.
 
 pub mod pump;
+pub mod subject;

@@ -30,6 +30,21 @@ pub fn announce(pid: i32, interface: &str, mac: [u8; 6], address: IpAddr) -> io:
     .unwrap_or_else(|_| Err(io::Error::other("the announcing thread panicked")))
 }
 
+/// Names and MAC addresses of the interfaces in a process' network namespace.
+pub fn hardware_addresses(pid: i32) -> io::Result<Vec<(String, [u8; 6])>> {
+    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    std::thread::spawn(move || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+        let found = nix::ifaddrs::getifaddrs()?.filter_map(|interface| {
+            let mac = interface.address?.as_link_addr()?.addr()?;
+            Some((interface.interface_name, mac))
+        });
+        Ok(found.collect())
+    })
+    .join()
+    .unwrap_or_else(|_| Err(io::Error::other("the listing thread panicked")))
+}
+
 fn send(interface: &str, protocol: u16, to: [u8; 6], packet: &[u8]) -> io::Result<()> {
     let index = nix::net::if_::if_nametoindex(interface)?;
     // SAFETY: a plain system call without pointers.

@@ -181,6 +181,15 @@ impl Uffd {
         Ok(Self(ManuallyDrop::new(fd)))
     }
 
+    /// Another descriptor of the same userfaultfd, for someone who must keep it
+    /// open whatever happens here.
+    ///
+    /// # Errors
+    /// What `fcntl` reports.
+    pub fn keepsake(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
     /// Closes the descriptor. The kernel unregisters everything behind it and
     /// wakes all waiting threads; what is missing reads as zeros from now on.
     /// Call it only if no page is owed, or nobody will run to read it.

@@ -1,0 +1,289 @@
+//! The container that is to move, and everything that stands in its way.
+//! Nothing here touches it.
+
+use crate::bundle::{Bundle, BundleError};
+use crate::cgroup::{CgroupError, Freezer};
+use crate::docker::{Docker, DockerError, Inspection};
+use crate::protocol::{CheckRequest, Finding, HostFacts};
+use crate::track::Task;
+use blip_transport::page::SpaceId;
+use blip_transport::units::ByteSize;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Network drivers whose containers keep their addresses when they move: both
+/// hosts sit on the same segment.
+const SEGMENT_DRIVERS: [&str; 2] = ["macvlan", "ipvlan"];
+
+/// Why a container cannot even be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum SubjectError {
+    /// Docker.
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    /// Its bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// Its freezer.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// It does not run.
+    #[error("container '{name}' is {state}; blip moves running containers: docker start {name}")]
+    NotRunning {
+        /// Its name.
+        name: String,
+        /// What it is instead.
+        state: &'static str,
+    },
+}
+
+/// A running container of this host.
+#[derive(Debug)]
+pub struct Subject {
+    /// What Docker says.
+    pub inspection: Inspection,
+    /// What the OCI runtime says.
+    pub bundle: Bundle,
+    /// What holds all its processes.
+    pub freezer: Freezer,
+    /// Its addresses move with it.
+    pub keep_addresses: bool,
+    /// Upper directory of its overlay: the writable layer.
+    pub upper: Option<PathBuf>,
+}
+
+impl Subject {
+    /// Finds the container.
+    pub async fn find(docker: &Docker, name: &str) -> Result<Self, SubjectError> {
+        let inspection = docker.inspect(name).await?;
+        let stopped = |state| SubjectError::NotRunning { name: inspection.name.clone(), state };
+        if !inspection.running || inspection.pid == 0 {
+            return Err(stopped("not running"));
+        }
+        if inspection.paused {
+            return Err(stopped("paused"));
+        }
+        let bundle = Bundle::of(&inspection.id, inspection.pid)?;
+        let freezer = Freezer::of(inspection.pid)?;
+        let keep_addresses = keeps_addresses(docker, &inspection).await?;
+        // With Docker's own runtime the process Docker knows is init itself;
+        // with blip's it is the holder, whose child is init.
+        let upper = upper_directory(crate::runtime::restored_init(inspection.pid));
+        Ok(Self { inspection, bundle, freezer, keep_addresses, upper })
+    }
+
+    /// Its init on this host.
+    pub fn init(&self) -> i32 {
+        crate::runtime::restored_init(self.inspection.pid)
+    }
+
+    /// Its processes: thread-group leaders only, as this host and as the
+    /// container number them.
+    pub fn tasks(&self) -> Result<Vec<Task>, CgroupError> {
+        let pids = self.freezer.processes()?;
+        Ok(pids.into_iter().filter_map(task).collect())
+    }
+
+    /// Memory it holds now, shared pages counted once per process.
+    pub fn memory(&self) -> Result<ByteSize, CgroupError> {
+        let pids = self.freezer.processes()?;
+        Ok(ByteSize(pids.into_iter().map(|pid| status_kib(pid, "VmRSS:") * 1024).sum()))
+    }
+
+    /// What the target must have.
+    pub fn requirements(&self, source: &HostFacts) -> Result<CheckRequest, CgroupError> {
+        Ok(CheckRequest {
+            source: source.clone(),
+            name: self.inspection.name.clone(),
+            image: self.inspection.image.clone(),
+            image_name: self.inspection.image_name(),
+            networks: self.inspection.networks().into_keys().collect(),
+            volumes: Vec::new(),
+            memory: self.memory()?,
+            files: ByteSize(0),
+        })
+    }
+
+    /// What of the container itself stands in the way.
+    pub fn findings(&self) -> Result<Vec<Finding>, CgroupError> {
+        let mut findings = Vec::new();
+        findings.extend(self.mount_findings());
+        findings.extend(self.configuration_findings());
+        for task in self.tasks()? {
+            findings.extend(process_findings(task.pid));
+        }
+        findings.dedup();
+        Ok(findings)
+    }
+
+    fn mount_findings(&self) -> Vec<Finding> {
+        let mounts = self.inspection.all.mounts.clone().unwrap_or_default();
+        let name = &self.inspection.name;
+        let finding = |mount: bollard::models::MountPoint| {
+            let destination = mount.destination.unwrap_or_default();
+            let source = mount.name.or(mount.source).unwrap_or_default();
+            Finding::blocker(
+                format!("container '{name}' mounts {source} at {destination}"),
+                "volumes and bind mounts do not travel yet: move a container without them",
+            )
+        };
+        mounts.into_iter().map(finding).collect()
+    }
+
+    fn configuration_findings(&self) -> Vec<Finding> {
+        let name = &self.inspection.name;
+        let host = self.inspection.all.host_config.clone().unwrap_or_default();
+        let mut findings = Vec::new();
+        let network = host.network_mode.unwrap_or_default();
+        if network == "host" || network.starts_with("container:") {
+            findings.push(Finding::blocker(
+                format!("container '{name}' uses the network of {network}"),
+                "blip moves containers with a network of their own",
+            ));
+        }
+        if host.privileged == Some(true) {
+            findings.push(Finding::blocker(
+                format!("container '{name}' is privileged"),
+                "run it with the capabilities and devices it needs instead",
+            ));
+        }
+        for (what, mode) in [("PID", host.pid_mode), ("IPC", host.ipc_mode)] {
+            let mode = mode.unwrap_or_default();
+            if mode == "host" || mode.starts_with("container:") {
+                findings.push(Finding::blocker(
+                    format!("container '{name}' uses the {what} namespace of {mode}"),
+                    "blip moves containers with namespaces of their own",
+                ));
+            }
+        }
+        if self.bundle.terminal {
+            findings.push(Finding::blocker(
+                format!("container '{name}' has a terminal (-t)"),
+                "terminals do not travel yet: run it without -t",
+            ));
+        }
+        if self.upper.is_none() {
+            findings.push(Finding::blocker(
+                format!("the root of container '{name}' is no overlay"),
+                "use the storage driver overlay2",
+            ));
+        }
+        if !self.keep_addresses && !self.inspection.networks().is_empty() {
+            findings.push(Finding::note(
+                "the container's address changes: its network is local to this host",
+                "open connections are closed; a macvlan network keeps address and connections",
+            ));
+        }
+        findings
+    }
+}
+
+async fn keeps_addresses(docker: &Docker, inspection: &Inspection) -> Result<bool, DockerError> {
+    let networks = inspection.networks();
+    for name in networks.keys() {
+        let driver = docker.network(name).await?.map(|(driver, _)| driver).unwrap_or_default();
+        if !SEGMENT_DRIVERS.contains(&driver.as_str()) {
+            return Ok(false);
+        }
+    }
+    Ok(!networks.is_empty())
+}
+
+/// A process' innermost process ID is its name in the container.
+fn task(pid: i32) -> Option<Task> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    let inner = line.split_whitespace().last()?.parse().ok()?;
+    Some(Task { pid, space: SpaceId(inner) })
+}
+
+fn status_kib(pid: i32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// What CRIU cannot dump of a process, by name.
+fn process_findings(pid: i32) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let who = format!("process {} (pid {pid})", command.trim());
+    for (kind, what) in undumpable(&descriptors(pid)) {
+        findings.push(Finding::blocker(
+            format!("{who} has {what} open ({kind})"),
+            "CRIU cannot dump it; configure the program not to use it",
+        ));
+    }
+    findings
+}
+
+fn descriptors(pid: i32) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let links = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+    links.map(|link| link.to_string_lossy().into_owned()).collect()
+}
+
+fn undumpable(links: &[String]) -> Vec<(String, &'static str)> {
+    let known = [
+        ("anon_inode:[userfaultfd]", "a userfaultfd"),
+        ("anon_inode:[io_uring]", "an io_uring"),
+        ("anon_inode:[perf_event]", "a perf event"),
+        ("anon_inode:bpf-map", "a BPF map"),
+        ("anon_inode:bpf-prog", "a BPF program"),
+        ("anon_inode:[fanotify]", "a fanotify group it may not restore"),
+        ("anon_inode:kvm-vm", "a KVM machine"),
+        ("/dev/fuse", "a FUSE channel"),
+        ("/dev/kvm", "the KVM device"),
+        ("/dev/nvidia", "a GPU"),
+        ("/dev/dri/", "a GPU"),
+        ("/dev/infiniband/", "an RDMA device"),
+    ];
+    let mut found: Vec<_> = links
+        .iter()
+        .filter_map(|link| {
+            let (_, what) = known.iter().find(|(prefix, _)| link.starts_with(prefix))?;
+            Some((link.clone(), *what))
+        })
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// The upper directory of the overlay that is a process' root.
+fn upper_directory(pid: i32) -> Option<PathBuf> {
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
+    parse_upper(&mounts)
+}
+
+fn parse_upper(mountinfo: &str) -> Option<PathBuf> {
+    let root = mountinfo.lines().find(|line| line.split(' ').nth(4) == Some("/"))?;
+    let (_, right) = root.split_once(" - ")?;
+    let mut fields = right.split(' ');
+    if fields.next()? != "overlay" {
+        return None;
+    }
+    let options = fields.nth(1)?;
+    let upper = options.split(',').find_map(|option| option.strip_prefix("upperdir="))?;
+    Some(Path::new(upper).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_upper_directory_is_that_of_the_root() {
+        let text = "101 56 0:59 / / rw - overlay overlay rw,lowerdir=/l,upperdir=/u/diff,workdir=/w\n\
+                    103 101 0:68 / /proc rw - proc proc rw\n";
+        assert_eq!(parse_upper(text), Some("/u/diff".into()));
+        assert_eq!(parse_upper("1 2 0:3 / / rw - ext4 /dev/sda rw\n"), None);
+    }
+
+    #[test]
+    fn what_criu_cannot_dump_is_named_once() {
+        let links = ["anon_inode:[io_uring]", "socket:[1]", "anon_inode:[io_uring]"];
+        let links = links.map(str::to_owned);
+        assert_eq!(undumpable(&links), [(links[0].clone(), "an io_uring")]);
+    }
+}
