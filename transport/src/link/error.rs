@@ -174,7 +174,9 @@ pub enum LinkError {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UnreachableWhy {
     /// Nothing at all came back.
-    #[error("nothing came back within {0:?}: is the host up, the address right, UDP let through?")]
+    #[error(
+        "nothing came back within {0:.1?}: is the host up, the address right, UDP let through?"
+    )]
     TimedOut(Duration),
     /// The host is there, but nobody listens on the port.
     #[error("the port is closed")]

@@ -12,6 +12,7 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, TransportErrorCode};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// TLS alert of an end whose pins do not include our key.
 pub(super) const ACCESS_DENIED: u8 = 49;
@@ -34,7 +35,8 @@ pub async fn dial(
     if pinned.is_empty() {
         return Err(LinkError::NobodyPinned { addr });
     }
-    let caller = Caller { addr, pinned, ours: identity.fingerprint(), seen: SeenKey::default() };
+    let (ours, began) = (identity.fingerprint(), Instant::now());
+    let caller = Caller { addr, pinned, ours, seen: SeenKey::default(), began };
     let patience = settings.connect_timeout;
     tokio::select! {
         session = caller.call(identity, settings) => session,
@@ -51,6 +53,7 @@ struct Caller {
     pinned: Vec<Fingerprint>,
     ours: Fingerprint,
     seen: SeenKey,
+    began: Instant,
 }
 
 impl Caller {
@@ -136,6 +139,9 @@ impl Caller {
                 if alert(error.code, NO_APPLICATION_PROTOCOL) =>
             {
                 LinkError::NotBlip { addr, why: "it offers another protocol".into() }
+            }
+            ConnectionError::TimedOut => {
+                LinkError::Unreachable { addr, why: UnreachableWhy::TimedOut(self.began.elapsed()) }
             }
             ConnectionError::VersionMismatch => {
                 LinkError::NotBlip { addr, why: "it speaks another version of QUIC".into() }

@@ -87,7 +87,8 @@ pub struct Settings {
     /// Software version announced in the hello, at most 64 bytes of it.
     pub software: String,
     /// How long [`dial`](super::dial) tries, and how long a listener gives a
-    /// newcomer to finish its handshake.
+    /// newcomer to finish its handshake. Where nothing at all comes back,
+    /// `dial` gives up after the idle timeout already.
     pub connect_timeout: Duration,
     /// Silence after which the other end counts as gone. The shorter of both
     /// ends' counts.
