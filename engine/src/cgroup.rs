@@ -83,6 +83,11 @@ impl Freezer {
         })
     }
 
+    /// Orders it to freeze, without waiting.
+    pub fn order(&self) -> Result<(), CgroupError> {
+        write(&self.control(), if self.version == Version::V2 { "1" } else { "FROZEN" })
+    }
+
     /// Lets every task in it run.
     pub fn thaw(&self) -> Result<(), CgroupError> {
         write(&self.control(), if self.version == Version::V2 { "0" } else { "THAWED" })

@@ -199,3 +199,20 @@ pub enum Event {
 pub fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
+
+/// Where events go. Whoever does not listen misses them; nothing waits.
+#[derive(Clone, Debug)]
+pub struct Events(tokio::sync::mpsc::UnboundedSender<Event>);
+
+impl Events {
+    /// A stream and its listening end.
+    pub fn channel() -> (Self, tokio::sync::mpsc::UnboundedReceiver<Event>) {
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        (Self(sender), receiver)
+    }
+
+    /// Tells what happened.
+    pub fn send(&self, event: Event) {
+        let _ = self.0.send(event);
+    }
+}

@@ -8,6 +8,7 @@
 
 pub mod bundle;
 pub mod cgroup;
+pub mod cli;
 pub mod criu;
 pub mod docker;
 pub mod event;

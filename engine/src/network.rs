@@ -101,7 +101,7 @@ impl Primed {
         Err(NetworkError::Rules {
             what: self.what,
             status: output.status,
-            message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            message: first_line(&output.stderr),
         })
     }
 }
@@ -245,17 +245,29 @@ fn cut_rules(interfaces: &[String]) -> String {
             "chain {hook} {{ type filter hook {hook} devices = {{ {list} }} priority -500; policy drop; }}"
         )
     };
-    format!("table netdev {CUT} {{ {} {} }}\n", chain("ingress"), chain("egress"))
+    format!("table netdev {CUT} {{\n{}\n{}\n}}\n", chain("ingress"), chain("egress"))
 }
 
+/// What arrives is dropped. What leaves is turned into the loopback, which
+/// throws it away, and not dropped: a dropped frame is an error to its sender,
+/// and Docker 28 gives up a container whose first announcement fails.
 fn silence_rules(table: &str, parent: &str, addresses: &[String]) -> String {
     let list = addresses.join(", ");
-    let chain = |hook: &str, end: &str| {
+    let chain = |hook: &str, end: &str, fate: &str| {
         format!(
-            "chain {hook} {{ type filter hook {hook} device \"{parent}\" priority -500; ether {end} {{ {list} }} drop; }}"
+            "chain {hook} {{ type filter hook {hook} device \"{parent}\" priority -500; ether {end} {{ {list} }} {fate}; }}"
         )
     };
-    format!("table netdev {table} {{ {} {} }}\n", chain("ingress", "daddr"), chain("egress", "saddr"))
+    format!(
+        "table netdev {table} {{\n{}\n{}\n}}\n",
+        chain("ingress", "daddr", "drop"),
+        chain("egress", "saddr", "fwd to \"lo\"")
+    )
+}
+
+/// nft repeats the rules after its complaint.
+fn first_line(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).lines().next().unwrap_or_default().to_owned()
 }
 
 /// Deleting what is not there is an error; what was just added is there.

@@ -21,6 +21,8 @@ enum Command {
     /// Docker hosts on this machine, made from Debian packages (needs root)
     #[command(subcommand)]
     Lab(lab::LabCommand),
+    /// Move a busy Redis between two Docker hosts and prove that nothing is lost
+    Demo(blip_bench::demo::DemoCommand),
     /// The init of a lab's host
     #[command(hide = true, subcommand)]
     LabInit(lab::InitCommand),
@@ -33,6 +35,7 @@ enum Command {
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Lab(command) => command.run(),
+        Command::Demo(command) => command.run(),
         Command::LabInit(command) => command.run(),
     }
 }

@@ -59,6 +59,7 @@ impl LabStage {
         for host in stage.lab.hosts() {
             host.install(blip, BLIP)?;
         }
+        pair(stage.source()?, stage.target()?)?;
         stage.agent = Some(start_agent(stage.target()?)?);
         Ok(stage)
     }
@@ -197,6 +198,15 @@ impl Place for ClientPlace {
         has_entered.recv().map_err(io::Error::other)??;
         Ok(thread)
     }
+}
+
+/// Pins each host's key on the other.
+fn pair(a: &Host, b: &Host) -> Result<()> {
+    for (host, other) in [(a, b), (b, a)] {
+        let key = other.run(&[BLIP, "pair", "show"])?;
+        host.run(&[BLIP, "pair", "add", key.trim(), other.name()])?;
+    }
+    Ok(())
 }
 
 /// Starts the agent and waits until it listens.

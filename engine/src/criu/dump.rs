@@ -85,6 +85,11 @@ impl Loaded {
         Ok(Self { worker })
     }
 
+    /// Process ID of CRIU.
+    pub fn pid(&self) -> Option<u32> {
+        self.worker.pid()
+    }
+
     /// Dumps the frozen container. Returns when every image is on disk.
     pub async fn dump(mut self) -> Result<Held, DumpError> {
         self.worker.answer(true).await?;
@@ -114,6 +119,12 @@ impl Held {
             tracing::warn!("criu did not undo its dump in {ABANDON_LIMIT:?}; killing it");
         }
         self.worker.kill().await;
+    }
+
+    /// blip ends while nobody knows who owns the container: CRIU notices the
+    /// end of its socket and undoes its dump; the cgroup holds the tasks.
+    pub fn forsake(self) {
+        self.worker.detach();
     }
 
     /// Lets go of a tree that is dead already.

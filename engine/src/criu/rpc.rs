@@ -263,6 +263,12 @@ impl Worker {
         let _ = self.child.kill().await;
     }
 
+    /// Lets it live on its own: it sees the end of its socket.
+    pub fn detach(self) {
+        // tokio kills on drop; a child that is leaked is not dropped.
+        std::mem::forget(self.child);
+    }
+
     async fn send(&mut self, request: &Request) -> Result<(), RpcError> {
         match self.socket.write_all(&request.encode_to_vec()).await {
             Err(e) if gone(&e) => Err(RpcError::Ended { log: self.log_tail() }),

@@ -14,6 +14,7 @@ use bollard::models::{
 };
 use bollard::query_parameters as query;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Docker's answer when it is not the one hoped for.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +127,12 @@ impl Docker {
     pub async fn version(&self) -> Result<String, DockerError> {
         let version = self.api.version().await.map_err(request("tell its version"))?;
         Ok(version.version.unwrap_or_default())
+    }
+
+    /// The directory that holds everything of Docker's.
+    pub async fn root(&self) -> Result<PathBuf, DockerError> {
+        let info = self.api.info().await.map_err(request("tell its root directory"))?;
+        Ok(info.docker_root_dir.unwrap_or_else(|| "/var/lib/docker".to_owned()).into())
     }
 
     /// Looks at a container, by name or ID.

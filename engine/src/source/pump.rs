@@ -239,6 +239,7 @@ impl Pump {
     }
 
     fn remember(&mut self, scan: Scan) {
+        let first = self.resident.is_empty();
         let mut dirty = BTreeMap::new();
         self.resident.clear();
         for space in scan.spaces {
@@ -246,7 +247,18 @@ impl Pump {
             self.resident.insert(space.space, space.resident);
         }
         self.hot.swap(0, 1);
-        self.hot[1] = dirty;
+        // A first scan finds everything dirty, which says nothing.
+        self.hot[1] = if first { BTreeMap::new() } else { dirty };
+    }
+
+    /// The target could make nothing of these pages: the next scan reports them
+    /// again, and they go whole.
+    pub fn take_back(&mut self, pages: &[PageAt]) {
+        for &page in pages {
+            self.encoder.resend(page);
+            let run = PageRun { start: page.index, count: PageCount(1) };
+            self.tracker.give_back(page.space, &[run]);
+        }
     }
 
     /// Every page of the container that is ours to bring, as of the last scan.
@@ -260,15 +272,10 @@ impl Pump {
         PageCount(runs.map(|run| run.count.0).sum()).bytes()
     }
 
-    /// Pages of a space that were dirty in the last scan, then those of the one
-    /// before.
+    /// Pages of a space that were dirty in the last two scans.
     pub fn hot(&self, space: SpaceId) -> Vec<PageRun> {
-        let of = |scan: &BTreeMap<SpaceId, Vec<PageRun>>| scan.get(&space).cloned();
-        // The scan before the last is hot only if it was not the first, which
-        // finds everything dirty.
-        let first = self.hot[0] == self.resident;
-        let before = of(&self.hot[0]).filter(|_| !first);
-        of(&self.hot[1]).into_iter().chain(before).flatten().collect()
+        let latest_first = self.hot.iter().rev();
+        latest_first.filter_map(|scan| scan.get(&space)).flatten().copied().collect()
     }
 
     /// Those of `pages` that the target does not hold as they are now.

@@ -1,0 +1,116 @@
+//! `blip status`, `blip resolve` and `blip check`.
+
+use super::{Places, exit};
+use crate::docker::Docker;
+use crate::handover::{Ticket, Verdict};
+use crate::ledger::{Ledger, SourceRecord, TargetRecord};
+use crate::source::resolve as resolution;
+use crate::target::check as host;
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// How to list.
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which handover.
+#[derive(Debug, Args)]
+pub(super) struct ResolveArgs {
+    /// The ticket, as `blip status` lists it; all in doubt by default
+    ticket: Option<Ticket>,
+    /// If the target has lost the container: let the older state here run. What
+    /// it did on the target is lost
+    #[arg(long, requires = "ticket")]
+    run_here: bool,
+}
+
+#[derive(Serialize)]
+struct Status {
+    in_doubt: Vec<SourceRecord>,
+    arrivals: Vec<TargetRecord>,
+}
+
+pub(super) fn status(args: &StatusArgs, places: &Places) -> anyhow::Result<ExitCode> {
+    let status = Status {
+        in_doubt: departures(places)?.all()?,
+        arrivals: Ledger::open(&places.state.join("arrivals"))?.all()?,
+    };
+    let mut out = io::stdout();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for record in &status.in_doubt {
+        let (ticket, name, target) = (record.ticket, &record.name, &record.target);
+        writeln!(out, "{ticket}  in doubt   {name}, frozen here, granted to {target}")?;
+    }
+    for record in &status.arrivals {
+        let step = serde_json::to_value(record.step)?;
+        let container = record.container.as_deref().unwrap_or("-");
+        writeln!(out, "{}  {:<9}  {container:.12}", record.ticket, step.as_str().unwrap_or("?"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[allow(clippy::print_stderr)]
+pub(super) async fn resolve(args: &ResolveArgs, places: &Places) -> anyhow::Result<ExitCode> {
+    let ledger = departures(places)?;
+    let docker = Docker::connect().await?;
+    let mut code = exit::DONE;
+    for record in ledger.all::<SourceRecord>()? {
+        if args.ticket.is_some_and(|ticket| ticket != record.ticket) {
+            continue;
+        }
+        let asked = resolution::ask(&record.target, &places.identity, record.ticket).await;
+        let verdict = asked.with_context(|| format!("asking {}", record.target))?;
+        let said = match verdict {
+            Some(Verdict::Ran) => "runs there; it is ended here",
+            Some(Verdict::NeverRan) => "never ran there; it runs on here",
+            Some(Verdict::Lost) if args.run_here => {
+                resolution::settle(&docker, &ledger, &record, Verdict::NeverRan).await?;
+                eprintln!("blip: {}: the state of the freeze runs on here", record.name);
+                continue;
+            }
+            Some(Verdict::Lost) => "ran there and died there; `--run-here` runs the state of the freeze",
+            None => "is not decided yet; ask again",
+        };
+        eprintln!("blip: {}: {said}", record.name);
+        match verdict {
+            Some(verdict @ (Verdict::Ran | Verdict::NeverRan)) => {
+                resolution::settle(&docker, &ledger, &record, verdict).await?;
+            }
+            Some(Verdict::Lost) | None => code = exit::IN_DOUBT,
+        }
+    }
+    Ok(ExitCode::from(code))
+}
+
+pub(super) async fn check() -> anyhow::Result<ExitCode> {
+    let docker = Docker::connect().await?;
+    let facts = host::facts(&docker).await?;
+    let mut out = io::stdout();
+    writeln!(out, "blip    {}", facts.blip)?;
+    writeln!(out, "docker  {}", facts.docker)?;
+    writeln!(out, "criu    {}", facts.criu)?;
+    writeln!(out, "runc    {}", facts.runc)?;
+    writeln!(out, "kernel  {}, cgroup v{}", facts.kernel, facts.cgroup)?;
+    writeln!(out, "tracker {}", crate::track::best().1)?;
+    let findings = host::equipment(&facts, "host");
+    for finding in &findings {
+        writeln!(out, "{}: {}", finding.what, finding.remedy)?;
+    }
+    let blocked = findings.iter().any(|finding| finding.blocks);
+    Ok(ExitCode::from(if blocked { exit::BLOCKED } else { exit::DONE }))
+}
+
+fn departures(places: &Places) -> anyhow::Result<Ledger> {
+    let path = places.state.join("departures");
+    Ledger::open(&path).with_context(|| format!("opening {path:?}; are you root?"))
+}

@@ -1,0 +1,477 @@
+//! From the freeze to the end: carries out what the pure
+//! [`handover::Source`] says, and times the downtime's phases.
+
+use super::freeze::{Frozen, Ready, Still};
+use super::peer::Peer;
+use super::pump::Pump;
+use super::resolve;
+use super::subject::Subject;
+use super::{Copied, Ended, MigrateError, Run};
+use crate::docker::never_restart;
+use crate::event::{Event, LazyReport, Phase, PhaseTime, RoundReport, millis};
+use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdict};
+use crate::ledger::{Ledger, SourceRecord};
+use crate::lazy::LazyPlan;
+use crate::protocol::{MissingPages, PageRequest, RestoreRequest, ToSource, ToTarget};
+use crate::target::intake::{INVENTORY, LOG};
+use crate::target::pages::tag;
+use crate::track::Stop;
+use blip_transport::files::Pace;
+use blip_transport::link::quic::{BlobName, Connection, Priority};
+use blip_transport::units::{ByteSize, PAGE_SIZE, Round};
+use bytes::{BufMut, Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How long blip goes on asking a target it has lost after the grant, before it
+/// leaves the matter to `blip resolve`.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the target may take to restore, once it has everything.
+const HOLD_LIMIT: Duration = Duration::from_secs(90);
+/// Images that stay here.
+const NOT_SENT: [&str; 3] = ["dump.log", "criu.conf", "descriptors.json"];
+
+/// One handover on its way.
+pub struct Handover<'a> {
+    run: &'a Run,
+    subject: &'a Subject,
+    peer: Peer,
+    ticket: Ticket,
+    copied: Copied,
+    machine: Source,
+    frozen: Option<Frozen>,
+    /// Rounds the target has not confirmed yet.
+    unconfirmed: u32,
+    held: bool,
+    clock: Clock,
+    lazy: LazyReport,
+    memory: ByteSize,
+}
+
+/// Cuts the downtime into its phases.
+struct Clock {
+    last: Instant,
+    parts: Vec<PhaseTime>,
+}
+
+impl Clock {
+    fn end(&mut self, run: &Run, phase: Phase) {
+        let now = Instant::now();
+        let ms = millis(now - self.last);
+        self.last = now;
+        self.parts.push(PhaseTime { phase, ms });
+        run.events.send(Event::End { phase, ms });
+    }
+}
+
+impl<'a> Handover<'a> {
+    /// A handover of what has been copied ahead.
+    pub fn new(
+        run: &'a Run,
+        subject: &'a Subject,
+        peer: Peer,
+        ticket: Ticket,
+        copied: Copied,
+    ) -> Self {
+        Self {
+            run,
+            subject,
+            peer,
+            ticket,
+            copied,
+            machine: Source::Running,
+            frozen: None,
+            unconfirmed: 0,
+            held: false,
+            clock: Clock { last: Instant::now(), parts: Vec::new() },
+            lazy: LazyReport::default(),
+            memory: ByteSize(0),
+        }
+    }
+
+    /// Sees it through. `Err`: the container was never frozen, or runs again.
+    pub async fn run(mut self, ready: Ready) -> Result<Ended, MigrateError> {
+        self.clock.last = Instant::now();
+        self.run.events.send(Event::Begin { phase: Phase::Freeze });
+        let still = ready.freeze().await?;
+        self.clock.end(self.run, Phase::Freeze);
+        self.on(SourceEvent::Frozen).await;
+        if let Err(error) = self.ship(still).await {
+            self.on(SourceEvent::Failed(error.to_string())).await;
+        }
+        let mut interrupt = self.run.order.interrupt.clone();
+        while self.machine.outcome().is_none() {
+            let event = self.next_event(&mut interrupt).await;
+            self.on(event).await;
+        }
+        if let Source::InDoubt { .. } = self.machine {
+            self.ask_what_became_of_it().await;
+        }
+        self.finish().await
+    }
+
+    /// Dumps and sends everything the target needs, and orders the restore.
+    async fn ship(&mut self, still: Still) -> Result<(), MigrateError> {
+        let tasks = self.subject.tasks()?;
+        let round = self.next_round();
+        let layer = self.copied.layer.take();
+        let link = self.peer.link.clone();
+        let pump = self.take_pump()?;
+        // CRIU writes its images while the last pages and files are on their
+        // way. Everything the scan reads stands still.
+        let (frozen, pages, files) = tokio::join!(
+            still.dump(),
+            pump.round(round, tasks.clone(), Stop::Frozen, &link),
+            async {
+                match layer {
+                    Some(layer) => layer.round(round, Pace::Frozen, &link).await.map(Some),
+                    None => Ok(None),
+                }
+            }
+        );
+        // First of all what the way back needs.
+        self.frozen = Some(frozen?);
+        let (pump, done) = pages?;
+        self.copied.pump = Some(pump);
+        self.confirm(round, done.batches).await?;
+        self.copied.rounds.push(done.report.clone());
+        self.run.events.send(Event::Round(done.report));
+        if files?.is_some() {
+            self.peer.say(&ToTarget::FilesEnd { round }).await?;
+            self.unconfirmed += 1;
+        }
+        self.copy_what_criu_touched(tasks).await?;
+        self.clock.end(self.run, Phase::Dump);
+        let request = self.complete().await?;
+        self.serve_missing_pages();
+        self.send_images(request).await?;
+        self.clock.end(self.run, Phase::Ship);
+        Ok(())
+    }
+
+    /// CRIU has run code in the tasks and put everything back; pages it wrote
+    /// to on the way count as written.
+    async fn copy_what_criu_touched(
+        &mut self,
+        tasks: Vec<crate::track::Task>,
+    ) -> Result<(), MigrateError> {
+        let round = self.next_round();
+        let link = self.peer.link.clone();
+        let (pump, done) = self.take_pump()?.round(round, tasks, Stop::Frozen, &link).await?;
+        self.copied.pump = Some(pump);
+        self.confirm(round, done.batches).await
+    }
+
+    /// Every page that the images leave out must be with the target: what CRIU
+    /// calls lazy and the target does not hold is read now.
+    async fn complete(&mut self) -> Result<RestoreRequest, MigrateError> {
+        let images = self.images()?;
+        let plan = LazyPlan::from_images(&images)
+            .map_err(|e| MigrateError::Target(format!("CRIU's images are unusable: {e}")))?;
+        let pump = self.copied.pump.as_ref();
+        let absent: Vec<_> = plan
+            .tasks()
+            .flat_map(|(space, task)| {
+                pump.map(|pump| pump.absent(space, &task.missing)).unwrap_or_default()
+            })
+            .collect();
+        let tasks = plan
+            .tasks()
+            .map(|(space, task)| MissingPages {
+                space,
+                missing: task.missing.clone(),
+                wiped_on_fork: task.wiped_on_fork.clone(),
+                hot: pump.map(|pump| pump.hot(space)).unwrap_or_default(),
+            })
+            .collect();
+        self.memory = plan.pages().bytes();
+        if !absent.is_empty() {
+            tracing::debug!(pages = absent.len(), "pages only CRIU knew of");
+            self.patch(absent).await?;
+        }
+        Ok(RestoreRequest { tasks, images: 0 })
+    }
+
+    async fn patch(
+        &mut self,
+        pages: Vec<blip_transport::page::PageAt>,
+    ) -> Result<(), MigrateError> {
+        let round = self.next_round();
+        let link = self.peer.link.clone();
+        let (pump, done) = self.take_pump()?.patch(round, pages, &link).await?;
+        self.copied.pump = Some(pump);
+        self.confirm(round, done.batches).await
+    }
+
+    async fn send_images(&mut self, mut request: RestoreRequest) -> Result<(), MigrateError> {
+        let directory = self.images()?;
+        let mut blobs = self.peer.link.open_blobs(Priority::AHEAD).await.map_err(super::peer::PeerError::from)?;
+        for (name, bytes) in read_images(&directory)? {
+            blobs.send_file(&name, bytes).await.map_err(super::peer::PeerError::from)?;
+            request.images += 1;
+        }
+        blobs.finish();
+        self.peer.say(&ToTarget::Restore(request)).await?;
+        self.run.events.send(Event::Begin { phase: Phase::Restore });
+        Ok(())
+    }
+
+    /// Answers a target that lacks pages. Nothing can change them any more.
+    fn serve_missing_pages(&self) {
+        let Some(pump) = &self.copied.pump else { return };
+        tokio::spawn(serve_pages(pump.fetch(), self.peer.link.clone()));
+    }
+
+    async fn next_event(
+        &mut self,
+        interrupt: &mut tokio::sync::watch::Receiver<bool>,
+    ) -> SourceEvent {
+        if self.held && self.unconfirmed == 0 && self.machine == Source::Shipping {
+            self.clock.end(self.run, Phase::Restore);
+            return SourceEvent::Held;
+        }
+        let granted = self.machine.past_the_grant();
+        let heard = tokio::select! {
+            heard = self.peer.hear() => heard,
+            _ = interrupt.wait_for(|stop| *stop), if !granted => {
+                return SourceEvent::Failed("interrupted".into());
+            }
+            () = tokio::time::sleep(HOLD_LIMIT), if !granted => {
+                return SourceEvent::Failed(format!("the target did not hold a restore within {HOLD_LIMIT:?}"));
+            }
+        };
+        match heard {
+            Ok(message) => self.heard(message).await,
+            Err(error) => SourceEvent::LinkLost(error.to_string()),
+        }
+    }
+
+    /// What the target's message means for the protocol. A message that means
+    /// nothing to it is repeated as an event that changes nothing.
+    async fn heard(&mut self, message: ToSource) -> SourceEvent {
+        match message {
+            ToSource::RoundApplied { missing, .. } => {
+                self.unconfirmed -= 1;
+                if !missing.is_empty() && let Err(error) = self.patch(missing).await {
+                    return SourceEvent::Failed(error.to_string());
+                }
+                SourceEvent::Frozen
+            }
+            ToSource::FilesApplied { .. } => {
+                self.unconfirmed -= 1;
+                SourceEvent::Frozen
+            }
+            ToSource::Held => {
+                self.held = true;
+                SourceEvent::Frozen
+            }
+            ToSource::Resumed => {
+                self.clock.end(self.run, Phase::Grant);
+                self.run.events.send(Event::Begin { phase: Phase::Drain });
+                SourceEvent::Resumed
+            }
+            ToSource::Drained(report) => {
+                self.lazy = report;
+                SourceEvent::Drained
+            }
+            // Past the grant the target says so only if it never ran.
+            ToSource::Failed { .. } if self.machine.past_the_grant() => {
+                SourceEvent::Verdict(Verdict::NeverRan)
+            }
+            ToSource::Failed { why } => SourceEvent::Failed(why),
+            other => SourceEvent::Failed(format!("the target answered out of turn: {other:?}")),
+        }
+    }
+
+    async fn on(&mut self, event: SourceEvent) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.machine.on(event) {
+                events.extend(self.act(action).await);
+            }
+        }
+    }
+
+    /// Carries out an action; what comes of it at once is the next event.
+    async fn act(&mut self, action: SourceAction) -> Option<SourceEvent> {
+        match action {
+            SourceAction::Thaw => {
+                if let Some(frozen) = self.frozen.take() {
+                    frozen.thaw().await;
+                }
+                None
+            }
+            SourceAction::SaveTicket => match self.save_ticket() {
+                Ok(()) => Some(SourceEvent::TicketSaved),
+                Err(error) => Some(SourceEvent::Failed(error.to_string())),
+            },
+            SourceAction::SendGrant => {
+                self.run.events.send(Event::Begin { phase: Phase::Grant });
+                let said = self.peer.say(&ToTarget::Grant(self.ticket)).await;
+                said.err().map(|error| SourceEvent::LinkLost(error.to_string()))
+            }
+            SourceAction::SendAbort => {
+                let why = format!("{:?}", self.machine);
+                let _ = self.peer.say(&ToTarget::Abort { why }).await;
+                None
+            }
+            SourceAction::Retire => {
+                self.retire().await;
+                None
+            }
+        }
+    }
+
+    /// The ticket is on disk before the guard goes, and the guard is gone
+    /// before the grant is sent.
+    fn save_ticket(&mut self) -> Result<(), MigrateError> {
+        let ledger = self.ledger()?;
+        let record = self.record();
+        let state = |source| MigrateError::State { path: self.run.order.state.clone(), source };
+        ledger.save(self.ticket, &record).map_err(state)?;
+        let Some(frozen) = &mut self.frozen else { return Ok(()) };
+        frozen.dismiss_guard().map_err(|source| MigrateError::State { path: "the guard".into(), source })
+    }
+
+    /// Docker must not start it again, and then it ends.
+    async fn retire(&mut self) {
+        let id = &self.subject.inspection.id;
+        if let Err(error) = self.run.docker.set_restart_policy(id, never_restart()).await {
+            tracing::error!("{error}");
+        }
+        if let Some(frozen) = self.frozen.take() {
+            frozen.retire().await;
+        }
+        let remove = self.run.order.remove_source;
+        if let Err(error) = resolve::put_away(&self.run.docker, &self.record(), remove).await {
+            tracing::error!("{error}");
+        }
+        if let Ok(ledger) = self.ledger() {
+            let _ = ledger.remove(self.ticket);
+        }
+        let _ = self.peer.say(&ToTarget::Retired).await;
+    }
+
+    /// The link broke after the grant: a new connection may tell.
+    async fn ask_what_became_of_it(&mut self) {
+        let until = Instant::now() + RESOLVE_LIMIT;
+        while Instant::now() < until && matches!(self.machine, Source::InDoubt { .. }) {
+            let order = &self.run.order;
+            match resolve::ask(&order.target, &order.identity, self.ticket).await {
+                Ok(Some(Verdict::Lost)) => return self.on(SourceEvent::Verdict(Verdict::Lost)).await,
+                Ok(Some(verdict)) => self.on(SourceEvent::Verdict(verdict)).await,
+                Ok(None) | Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+    }
+
+    async fn finish(mut self) -> Result<Ended, MigrateError> {
+        let outcome = self.machine.outcome().unwrap_or(Outcome::Moved);
+        if let Outcome::Kept { .. } = outcome
+            && let Ok(ledger) = self.ledger()
+        {
+            let _ = ledger.remove(self.ticket);
+        }
+        if let Some(frozen) = self.frozen.take() {
+            frozen.leave();
+        }
+        let sent = ByteSize(self.peer.link.stats().sent.0);
+        self.peer.part().await;
+        Ok(Ended {
+            outcome,
+            rounds: self.copied.rounds,
+            downtime: self.clock.parts,
+            lazy: self.lazy,
+            memory: self.memory,
+            sent,
+            tracker: self.copied.tracker,
+        })
+    }
+
+    fn record(&self) -> SourceRecord {
+        let inspection = &self.subject.inspection;
+        SourceRecord {
+            ticket: self.ticket,
+            container: inspection.id.clone(),
+            name: inspection.name.clone(),
+            init: self.subject.init(),
+            freezer: self.subject.freezer.path.clone(),
+            unified: self.subject.freezer.version == crate::cgroup::Version::V2,
+            target: self.run.order.target.clone(),
+            remove_source: self.run.order.remove_source,
+            at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        }
+    }
+
+    fn ledger(&self) -> Result<Ledger, MigrateError> {
+        let path = self.run.order.state.join("departures");
+        Ledger::open(&path).map_err(|source| MigrateError::State { path, source })
+    }
+
+    fn images(&self) -> Result<std::path::PathBuf, MigrateError> {
+        let frozen = self.frozen.as_ref();
+        frozen.map(|frozen| frozen.images.clone()).ok_or(MigrateError::Interrupted)
+    }
+
+    async fn confirm(&mut self, round: Round, batches: u32) -> Result<(), MigrateError> {
+        self.peer.say(&ToTarget::RoundEnd { round, batches }).await?;
+        self.unconfirmed += 1;
+        Ok(())
+    }
+
+    /// The pump is lost with the round that failed.
+    fn take_pump(&mut self) -> Result<Pump, MigrateError> {
+        let lost = || MigrateError::Target("an earlier round had failed".into());
+        self.copied.pump.take().ok_or_else(lost)
+    }
+
+    fn next_round(&mut self) -> Round {
+        let round = self.copied.next;
+        self.copied.next = round.next();
+        round
+    }
+}
+
+/// Every image, the inventory last: it lets the waiting restore go on.
+fn read_images(directory: &Path) -> Result<Vec<(BlobName, Bytes)>, MigrateError> {
+    let state = |source| MigrateError::State { path: directory.into(), source };
+    let mut images = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(state)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if NOT_SENT.contains(&name.as_str()) || name == LOG {
+            continue;
+        }
+        let Some(blob) = BlobName::new(&name) else { continue };
+        images.push((blob, std::fs::read(entry.path()).map_err(state)?.into()));
+    }
+    images.sort_by_key(|(name, _)| name.as_str() == INVENTORY);
+    Ok(images)
+}
+
+async fn serve_pages(fetcher: super::pump::Fetcher, link: Connection) {
+    while let Ok(mut stream) = link.accept_urgent().await {
+        let replies = stream.replies();
+        while let Ok(Some(asked)) = stream.next::<PageRequest>().await {
+            let answer = answer(&fetcher, &asked.what);
+            if replies.reply(asked.id, answer).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn answer(fetcher: &super::pump::Fetcher, request: &PageRequest) -> Bytes {
+    let mut answer = BytesMut::with_capacity(request.pages.len().min(PageRequest::LIMIT) * (PAGE_SIZE + 1));
+    for &page in request.pages.iter().take(PageRequest::LIMIT) {
+        match fetcher.page(page) {
+            None => answer.put_u8(tag::GONE),
+            Some(bytes) if bytes.iter().all(|&byte| byte == 0) => answer.put_u8(tag::ZERO),
+            Some(bytes) => {
+                answer.put_u8(tag::DATA);
+                answer.extend_from_slice(&bytes);
+            }
+        }
+    }
+    answer.freeze()
+}
