@@ -49,7 +49,6 @@ fn follow(
                 skipped |= pick;
                 pick
             });
-            println!("{round} {:?} {:?}", scan.took, tracker.stats().last);
             before = Some(scan);
         }
         std::thread::sleep(Duration::from_millis(5 + dice.roll(30) as u64));
@@ -91,4 +90,16 @@ fn reading_before_scanning_is_noticed() {
     let tries = (6..16)
         .map(|seed| follow(&mut WriteProtect::new().unwrap(), seed, 12, Fault::ReadThenScan));
     assert!(tries.into_iter().any(|result| result.is_err()));
+}
+
+#[test]
+#[ignore]
+fn hunt() {
+    let from: u64 = std::env::var("SEED").unwrap().parse().unwrap();
+    for seed in from..from + 15 {
+        let r = follow(&mut WriteProtect::new().unwrap(), seed, 12, Fault::None);
+        if r.is_err() {
+            println!("HUNT {r:?}");
+        }
+    }
 }

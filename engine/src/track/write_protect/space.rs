@@ -225,7 +225,7 @@ impl Space {
         let halt = self.halt("open the pagemap");
         let mut pagemap = Pagemap::open(self.pid).map_err(&halt)?;
 
-        self.droppable = self.still_droppable();
+        self.droppable = self.still_droppable(&mappings);
         let ours = mappings.pages().subtract(&self.droppable);
         self.armed = self.armed.intersect(&ours);
         let mut look = Look { pagemap: &mut pagemap, mappings: &mappings, ours, found };
@@ -239,6 +239,11 @@ impl Space {
             }
             Ok(())
         } else {
+            // Nothing will be cleared; but the kernel forms no huge page out of
+            // holes in registered memory. Done while all stand still, that
+            // would add pages that no scan has seen and CRIU expects us to have.
+            let fresh = look.ours.subtract(&self.armed);
+            self.register(&mut look, &fresh)?;
             self.plain_look(&mut look, stop, visit.content)
         }
     }
@@ -414,15 +419,17 @@ impl Space {
     }
 
     /// Those known droppable mappings that still are.
-    fn still_droppable(&self) -> Runs {
-        let Some(protector) = &self.protector else { return Runs::default() };
-        self.droppable.as_slice().iter().fold(Runs::default(), |mut still, run| {
-            let (start, end) = byte_range(*run);
-            if protector.register(start, end) == Err(Refused::Unsuitable) {
-                still.push(run.start.0, run.end());
+    fn still_droppable(&self, mappings: &Mappings) -> Runs {
+        let mut still = Runs::default();
+        if let Some(protector) = &self.protector {
+            for part in mappings.parts_of(&self.droppable) {
+                let (start, end) = byte_range(part);
+                if protector.register(start, end) == Err(Refused::Unsuitable) {
+                    still.push(part.start.0, part.end());
+                }
             }
-            still
-        })
+        }
+        still
     }
 
     /// Makes errors of `/proc` what they mean.
