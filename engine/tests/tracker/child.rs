@@ -1,6 +1,6 @@
 //! Starting, finding and stopping the programs that are tracked.
 
-use blip_engine::track::Task;
+use blip_engine::track::{Scan, Stop, Task, Tracker};
 use blip_transport::page::SpaceId;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -109,6 +109,19 @@ impl Drop for Program {
         self.signal(libc::SIGKILL);
         let _ = self.child.wait();
     }
+}
+
+/// Scans until a single process is armed: on a busy machine it may not stop in
+/// time, and is then left for the next round.
+pub(crate) fn arm(tracker: &mut dyn Tracker, program: &Program) -> Scan {
+    for _ in 0..100 {
+        let scan = tracker.scan(&program.tasks(), Stop::Live).unwrap();
+        if tracker.stats().last.injected == 1 {
+            return scan;
+        }
+        assert_eq!(tracker.stats().last.untracked, 1);
+    }
+    panic!("the child could not be armed: nothing is tested");
 }
 
 /// Whether every thread of a process is stopped, or a zombie.
