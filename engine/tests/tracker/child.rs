@@ -15,6 +15,9 @@ extern "C" fn become_child() {
     match name {
         "hostile" => crate::hostile::run(argument),
         "scribbler" => crate::hostile::scribble(),
+        "direct" => crate::hostile::direct(argument),
+        "turncoat" => crate::hostile::turncoat(),
+        "large" => crate::measured::run(argument),
         "blocked" => crate::blocked::run(argument),
         "still" => crate::untouched::run(argument),
         _ => {}

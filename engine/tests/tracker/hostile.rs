@@ -106,6 +106,48 @@ pub(crate) fn scribble() {
     }
 }
 
+/// A program whose threads read a file past the page cache, into memory that
+/// nobody else writes to.
+pub(crate) fn direct(path: &str) {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::OpenOptionsExt;
+    let open = || {
+        let mut options = std::fs::OpenOptions::new();
+        options.read(true).custom_flags(libc::O_DIRECT).open(path).unwrap()
+    };
+    let area = Area::map(2048);
+    area.scribble(20_000, &mut Dice::new(1));
+    for seed in 2..4 {
+        let (file, mut dice) = (open(), Dice::new(seed));
+        std::thread::spawn(move || {
+            let area = area;
+            loop {
+                let length = (1 + dice.roll(64)) * PAGE;
+                let (into, from) = (dice.roll(2048 - 64), dice.roll(1024 - 64) * PAGE);
+                // SAFETY: the bytes fit into the area from that page on.
+                unsafe { libc::pread(file.as_raw_fd(), area.at(into), length, from as i64) };
+            }
+        });
+    }
+    println!("ready");
+    rest(u64::MAX);
+}
+
+/// A program that executes itself when told by `SIGUSR1`.
+pub(crate) fn turncoat() {
+    // SAFETY: the set is initialised before it is used.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGUSR1);
+        libc::sigprocmask(libc::SIG_BLOCK, &set, ptr::null_mut());
+        println!("ready");
+        libc::sigwaitinfo(&set, ptr::null_mut());
+    }
+    use std::os::unix::process::CommandExt;
+    let _ = std::process::Command::new("/proc/self/exe").exec();
+}
+
 fn rest(micros: u64) {
     std::thread::sleep(Duration::from_micros(micros));
 }
