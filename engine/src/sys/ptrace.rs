@@ -61,8 +61,9 @@ pub enum HoldError {
 pub struct Held {
     pub(super) pid: i32,
     pub(super) threads: Vec<i32>,
-    pub(super) limit: Duration,
-    pub(super) deadline: Instant,
+    limit: Duration,
+    /// Until when to wait; `None`, once calls are injected: for ever.
+    pub(super) deadline: Option<Instant>,
     /// A `SIGSTOP` came while a call was injected; it is sent again on release.
     pub(super) stop_again: bool,
 }
@@ -84,8 +85,7 @@ pub(super) enum Report {
 /// it returned and for how long the process stood still: from the first
 /// interrupt to the last detach.
 ///
-/// `limit` bounds the time to stop all threads (and, separately, each injected
-/// call). Threads seized here carry `options` (`PTRACE_O_*`).
+/// `limit` bounds the time to stop all threads. Threads seized here carry `options` (`PTRACE_O_*`).
 pub fn hold<R: Send>(
     pid: i32,
     options: i64,
@@ -100,7 +100,7 @@ pub fn hold<R: Send>(
             pid,
             threads: Vec::new(),
             limit,
-            deadline: Instant::now() + limit,
+            deadline: Some(Instant::now() + limit),
             stop_again: false,
         };
         let mut begin = None;
@@ -207,7 +207,7 @@ impl Held {
             if let Some(report) = poll(tid)? {
                 return Ok(report);
             }
-            if Instant::now() >= self.deadline {
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(HoldError::Busy { pid: self.pid, tid, limit: self.limit });
             }
             // A running thread stops within microseconds: sleeping at once

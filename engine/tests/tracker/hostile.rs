@@ -8,7 +8,7 @@ const PAGE: usize = 4096;
 
 /// Pages of the region in which one page after the other is written, slowly,
 /// and none again.
-const CALM_PAGES: usize = 20_000;
+const CALM_PAGES: usize = 8_000;
 
 /// A small generator of pseudo-random numbers: repeatable, and fit for the
 /// child of a `fork`.
@@ -71,7 +71,7 @@ impl Area {
 pub(crate) fn run(seed: &str) {
     let seed: u64 = seed.parse().unwrap_or(1);
     let calm = Area::map(CALM_PAGES);
-    let shared = Area::map(8192);
+    let shared = Area::map(2048);
     let mut dice = Dice::new(seed);
     for page in 0..CALM_PAGES {
         calm.write(page, &mut dice);
@@ -256,16 +256,16 @@ unsafe fn move_over(areas: &mut [Area], slot: usize, dice: &mut Dice) {
 
 /// Writes to huge pages, drops parts of them, asks for them again.
 fn huge_pages(mut dice: Dice) {
-    let area = Area::map(16 * 512);
+    let area = Area::map(6 * 512);
     // SAFETY: advice on an area that this thread owns.
     unsafe { libc::madvise(area.at(0), area.pages * PAGE, libc::MADV_HUGEPAGE) };
     loop {
         area.scribble(10, &mut dice);
         if dice.roll(20) == 0 {
             let advice = [libc::MADV_DONTNEED, libc::MADV_COLLAPSE][dice.roll(2)];
-            let first = dice.roll(15) * 512;
+            let first = dice.roll(5) * 512;
             // SAFETY: as above.
-            unsafe { libc::madvise(area.at(first), (1 + dice.roll(700)) * PAGE, advice) };
+            unsafe { libc::madvise(area.at(first), (1 + dice.roll(500)) * PAGE, advice) };
         }
         rest(500);
     }

@@ -28,7 +28,7 @@ use super::super::resident::Content;
 use super::super::runs::{Runs, byte_range};
 use super::super::{ScanCost, SpaceScan, Stop, Task, TrackError};
 use super::STOP_LIMIT;
-use super::walk::{Pace, walk};
+use super::walk::{PAUSE, Pace, walk};
 use crate::sys::inject::{InjectError, userfaultfd_of};
 use crate::sys::pagemap::{HUGE, Pagemap, WPALLOWED, WRITTEN};
 use crate::sys::ptrace::{HoldError, hold};
@@ -42,7 +42,7 @@ const TRIES: u32 = 3;
 /// The pause before that: it may be about to end.
 const RETRY: Duration = Duration::from_millis(1);
 /// Bytes unregistered at once when tracking ends.
-const DISARM_BITE: u64 = 32 << 20;
+const DISARM_BITE: u64 = 8 << 20;
 
 /// What a scan of one space needs to know of the others, and tells.
 pub(super) struct Visit<'a> {
@@ -133,6 +133,7 @@ impl Space {
             while at < end {
                 let to = ((at / DISARM_BITE + 1) * DISARM_BITE).min(end);
                 protector.unregister(at, to);
+                std::thread::sleep(PAUSE);
                 at = to;
             }
         }
