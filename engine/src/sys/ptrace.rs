@@ -313,27 +313,3 @@ fn poll(tid: i32) -> Result<Option<Report>, HoldError> {
         _ => Report::Event,
     }))
 }
-
-/// The signal mask of a stopped thread, as it will be once the call it is in
-/// has ended (so not the temporary mask of `ppoll` and its kin).
-pub(super) fn signal_mask(tid: i32) -> Result<u64, HoldError> {
-    let mut mask = 0_u64;
-    // SAFETY: the kernel writes exactly `addr` = 8 bytes at `data`, which is
-    // `mask`, valid and exclusively ours.
-    let answer = unsafe { libc::ptrace(libc::PTRACE_GETSIGMASK, tid, 8_usize, &raw mut mask) };
-    if answer < 0 {
-        return Err(failed("GETSIGMASK", tid, io::Error::last_os_error()));
-    }
-    Ok(mask)
-}
-
-/// Sets the signal mask of a stopped thread.
-pub(super) fn set_signal_mask(tid: i32, mask: u64) -> Result<(), HoldError> {
-    // SAFETY: the kernel reads exactly `addr` = 8 bytes at `data`, which is
-    // `mask`, valid through the call.
-    let answer = unsafe { libc::ptrace(libc::PTRACE_SETSIGMASK, tid, 8_usize, &raw const mask) };
-    if answer < 0 {
-        return Err(failed("SETSIGMASK", tid, io::Error::last_os_error()));
-    }
-    Ok(())
-}

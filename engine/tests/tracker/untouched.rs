@@ -107,8 +107,31 @@ fn start(how: &str) -> (Program, Vec<Area>) {
         Area { name: fields[0].to_owned(), run: PageRun::new(number(1), number(2)) }
     });
     let areas = areas.collect();
-    std::thread::sleep(Duration::from_millis(50));
+    // Until it sleeps, at the end of `run`.
+    let asleep = || {
+        let call = std::fs::read_to_string(format!("/proc/{}/syscall", program.pid()));
+        call.is_ok_and(|call| call.starts_with(&format!("{} ", libc::SYS_clock_nanosleep)))
+    };
+    while !asleep() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     (program, areas)
+}
+
+/// Arms the child, and waits until it has gone back to sleep: on its way there
+/// the kernel itself writes to its memory (`rseq`). Returns the first scan.
+fn arm_and_settle(tracker: &mut dyn Tracker, program: &Program) -> Scan {
+    let first = arm(tracker, program);
+    let mut quiet = 0;
+    for _ in 0..500 {
+        let scan = tracker.scan(&program.tasks(), Stop::Live).unwrap();
+        quiet = if only(&scan).dirty.is_empty() { quiet + 1 } else { 0 };
+        if quiet == 3 {
+            return first;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("the child does not keep still, or is always reported dirty");
 }
 
 fn only(scan: &Scan) -> &SpaceScan {
@@ -141,7 +164,7 @@ fn exactly_the_lazy_pages_are_reported_and_holes_stay_holes() {
     for how in ["", "locked"] {
         let (program, areas) = start(how);
         let mut tracker = WriteProtect::new().unwrap();
-        let mut scan = arm(&mut tracker, &program);
+        let mut scan = arm_and_settle(&mut tracker, &program);
         for round in 0..3 {
             let found = only(&scan);
             let truth: Vec<u64> = oracle::truth(program.pid()).into_keys().collect();
@@ -199,7 +222,7 @@ fn pages_given_back_are_reported_again() {
     let (program, areas) = start("");
     let mut tracker = WriteProtect::new().unwrap();
     let space = program.tasks()[0].space;
-    arm(&mut tracker, &program);
+    arm_and_settle(&mut tracker, &program);
     let owed = PageRun::new(areas[0].run.start.0 + 2, 3);
     tracker.give_back(space, &[owed]);
     // A scan of frozen processes forgets nothing, so it pays no debt either.
@@ -230,7 +253,7 @@ fn a_debugger_is_named_and_a_failed_scan_forgets_nothing() {
     let (program, _) = start("");
     let (traced, _) = start("");
     let mut tracker = WriteProtect::new().unwrap();
-    arm(&mut tracker, &program);
+    arm_and_settle(&mut tracker, &program);
     let idle = tracker.scan(&program.tasks(), Stop::Live).unwrap();
     assert_eq!(only(&idle).dirty, []);
     let owed = only(&idle).resident[1];

@@ -5,7 +5,6 @@ use crate::child::{Program, arm};
 use crate::hostile::Dice;
 use crate::shadow::Shadow;
 use blip_engine::track::{Scan, Stop, Tracker, WriteProtect};
-use blip_transport::page::PageRun;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -108,8 +107,7 @@ fn what_a_device_writes_is_copied() {
     let program = Program::start(&format!("direct {}", file.path().display()));
     let mut tracker = WriteProtect::new().unwrap();
     let mut shadow = Shadow::default();
-    arm(&mut tracker, &program);
-    tracker.give_back(program.tasks()[0].space, &[PageRun::new(0, u64::MAX >> 13)]);
+    shadow.apply(&arm(&mut tracker, &program), Stop::Live);
     for _ in 0..40 {
         let scan = tracker.scan(&program.tasks(), Stop::Live).unwrap();
         shadow.apply(&scan, Stop::Live);
