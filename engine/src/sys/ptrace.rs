@@ -61,8 +61,9 @@ pub enum HoldError {
 pub struct Held {
     pub(super) pid: i32,
     pub(super) threads: Vec<i32>,
-    pub(super) limit: Duration,
-    pub(super) deadline: Instant,
+    limit: Duration,
+    /// Until when to wait; `None`, once calls are injected: for ever.
+    pub(super) deadline: Option<Instant>,
     /// A `SIGSTOP` came while a call was injected; it is sent again on release.
     pub(super) stop_again: bool,
 }
@@ -84,8 +85,7 @@ pub(super) enum Report {
 /// it returned and for how long the process stood still: from the first
 /// interrupt to the last detach.
 ///
-/// `limit` bounds the time to stop all threads (and, separately, each injected
-/// call). Threads seized here carry `options` (`PTRACE_O_*`).
+/// `limit` bounds the time to stop all threads. Threads seized here carry `options` (`PTRACE_O_*`).
 pub fn hold<R: Send>(
     pid: i32,
     options: i64,
@@ -95,11 +95,12 @@ pub fn hold<R: Send>(
     // A thread of its own: ptrace belongs to the thread that seized, and the
     // end of that thread detaches whatever an error or a panic left behind.
     let run = move || {
+        hurry();
         let mut held = Held {
             pid,
             threads: Vec::new(),
             limit,
-            deadline: Instant::now() + limit,
+            deadline: Some(Instant::now() + limit),
             stop_again: false,
         };
         let mut begin = None;
@@ -206,7 +207,7 @@ impl Held {
             if let Some(report) = poll(tid)? {
                 return Ok(report);
             }
-            if Instant::now() >= self.deadline {
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(HoldError::Busy { pid: self.pid, tid, limit: self.limit });
             }
             // A running thread stops within microseconds: sleeping at once
@@ -242,6 +243,14 @@ pub fn thread_ids(pid: i32) -> Result<Vec<i32>, HoldError> {
     let listing = std::fs::read_dir(format!("/proc/{pid}/task"));
     let listing = listing.map_err(|_| HoldError::Gone { pid })?;
     Ok(listing.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// Puts this thread before all others in the queue for a processor: a process
+/// stands still until it gets one. At best effort.
+fn hurry() {
+    // SAFETY: the call takes numbers and touches no memory; it concerns only
+    // the calling thread, which was made for one hold and then ends.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
 }
 
 /// Asks a seized thread to stop.
@@ -303,28 +312,4 @@ fn poll(tid: i32) -> Result<Option<Report>, HoldError> {
         (0, s) => Report::Signal(s),
         _ => Report::Event,
     }))
-}
-
-/// The signal mask of a stopped thread, as it will be once the call it is in
-/// has ended (so not the temporary mask of `ppoll` and its kin).
-pub(super) fn signal_mask(tid: i32) -> Result<u64, HoldError> {
-    let mut mask = 0_u64;
-    // SAFETY: the kernel writes exactly `addr` = 8 bytes at `data`, which is
-    // `mask`, valid and exclusively ours.
-    let answer = unsafe { libc::ptrace(libc::PTRACE_GETSIGMASK, tid, 8_usize, &raw mut mask) };
-    if answer < 0 {
-        return Err(failed("GETSIGMASK", tid, io::Error::last_os_error()));
-    }
-    Ok(mask)
-}
-
-/// Sets the signal mask of a stopped thread.
-pub(super) fn set_signal_mask(tid: i32, mask: u64) -> Result<(), HoldError> {
-    // SAFETY: the kernel reads exactly `addr` = 8 bytes at `data`, which is
-    // `mask`, valid through the call.
-    let answer = unsafe { libc::ptrace(libc::PTRACE_SETSIGMASK, tid, 8_usize, &raw const mask) };
-    if answer < 0 {
-        return Err(failed("SETSIGMASK", tid, io::Error::last_os_error()));
-    }
-    Ok(())
 }

@@ -91,7 +91,8 @@ impl Hash {
 }
 
 fn resident_of_ours(pid: i32) -> std::io::Result<(Runs, Runs)> {
-    let ours = Mappings::read(pid)?.pages();
+    // All flags: next to reading all memory they cost little.
+    let ours = Mappings::read_with_flags(pid)?.pages();
     let resident = resident(pid, &ours)?;
     Ok((ours, resident))
 }

@@ -1,6 +1,6 @@
 //! Starting, finding and stopping the programs that are tracked.
 
-use blip_engine::track::Task;
+use blip_engine::track::{Scan, Stop, Task, Tracker};
 use blip_transport::page::SpaceId;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -15,6 +15,9 @@ extern "C" fn become_child() {
     match name {
         "hostile" => crate::hostile::run(argument),
         "scribbler" => crate::hostile::scribble(),
+        "direct" => crate::hostile::direct(argument),
+        "turncoat" => crate::hostile::turncoat(),
+        "large" => crate::measured::run(argument),
         "blocked" => crate::blocked::run(argument),
         "still" => crate::untouched::run(argument),
         _ => {}
@@ -109,6 +112,19 @@ impl Drop for Program {
         self.signal(libc::SIGKILL);
         let _ = self.child.wait();
     }
+}
+
+/// Scans until a single process is armed: on a busy machine it may not stop in
+/// time, and is then left for the next round.
+pub(crate) fn arm(tracker: &mut dyn Tracker, program: &Program) -> Scan {
+    for _ in 0..100 {
+        let scan = tracker.scan(&program.tasks(), Stop::Live).unwrap();
+        if tracker.stats().last.injected == 1 {
+            return scan;
+        }
+        assert_eq!(tracker.stats().last.untracked, 1);
+    }
+    panic!("the child could not be armed: nothing is tested");
 }
 
 /// Whether every thread of a process is stopped, or a zombie.

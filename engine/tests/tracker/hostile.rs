@@ -8,7 +8,7 @@ const PAGE: usize = 4096;
 
 /// Pages of the region in which one page after the other is written, slowly,
 /// and none again.
-const CALM_PAGES: usize = 20_000;
+const CALM_PAGES: usize = 8_000;
 
 /// A small generator of pseudo-random numbers: repeatable, and fit for the
 /// child of a `fork`.
@@ -71,7 +71,7 @@ impl Area {
 pub(crate) fn run(seed: &str) {
     let seed: u64 = seed.parse().unwrap_or(1);
     let calm = Area::map(CALM_PAGES);
-    let shared = Area::map(8192);
+    let shared = Area::map(2048);
     let mut dice = Dice::new(seed);
     for page in 0..CALM_PAGES {
         calm.write(page, &mut dice);
@@ -104,6 +104,48 @@ pub(crate) fn scribble() {
         area.scribble(100, &mut dice);
         rest(1000);
     }
+}
+
+/// A program whose threads read a file past the page cache, into memory that
+/// nobody else writes to.
+pub(crate) fn direct(path: &str) {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::OpenOptionsExt;
+    let open = || {
+        let mut options = std::fs::OpenOptions::new();
+        options.read(true).custom_flags(libc::O_DIRECT).open(path).unwrap()
+    };
+    let area = Area::map(2048);
+    area.scribble(20_000, &mut Dice::new(1));
+    for seed in 2..4 {
+        let (file, mut dice) = (open(), Dice::new(seed));
+        std::thread::spawn(move || {
+            let area = area;
+            loop {
+                let length = (1 + dice.roll(64)) * PAGE;
+                let (into, from) = (dice.roll(2048 - 64), dice.roll(1024 - 64) * PAGE);
+                // SAFETY: the bytes fit into the area from that page on.
+                unsafe { libc::pread(file.as_raw_fd(), area.at(into), length, from as i64) };
+            }
+        });
+    }
+    println!("ready");
+    rest(u64::MAX);
+}
+
+/// A program that executes itself when told by `SIGUSR1`.
+pub(crate) fn turncoat() {
+    // SAFETY: the set is initialised before it is used.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGUSR1);
+        libc::sigprocmask(libc::SIG_BLOCK, &set, ptr::null_mut());
+        println!("ready");
+        libc::sigwaitinfo(&set, ptr::null_mut());
+    }
+    use std::os::unix::process::CommandExt;
+    let _ = std::process::Command::new("/proc/self/exe").exec();
 }
 
 fn rest(micros: u64) {
@@ -214,16 +256,16 @@ unsafe fn move_over(areas: &mut [Area], slot: usize, dice: &mut Dice) {
 
 /// Writes to huge pages, drops parts of them, asks for them again.
 fn huge_pages(mut dice: Dice) {
-    let area = Area::map(16 * 512);
+    let area = Area::map(6 * 512);
     // SAFETY: advice on an area that this thread owns.
     unsafe { libc::madvise(area.at(0), area.pages * PAGE, libc::MADV_HUGEPAGE) };
     loop {
         area.scribble(10, &mut dice);
         if dice.roll(20) == 0 {
             let advice = [libc::MADV_DONTNEED, libc::MADV_COLLAPSE][dice.roll(2)];
-            let first = dice.roll(15) * 512;
+            let first = dice.roll(5) * 512;
             // SAFETY: as above.
-            unsafe { libc::madvise(area.at(first), (1 + dice.roll(700)) * PAGE, advice) };
+            unsafe { libc::madvise(area.at(first), (1 + dice.roll(500)) * PAGE, advice) };
         }
         rest(500);
     }

@@ -7,6 +7,7 @@
 mod blocked;
 mod child;
 mod hostile;
+mod measured;
 mod oracle;
 mod shadow;
 mod untouched;

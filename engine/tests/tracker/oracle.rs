@@ -13,6 +13,7 @@ const SWAPPED: u64 = 1 << 62;
 const GUARD: u64 = 1 << 58;
 const FRAME: u64 = (1 << 55) - 1;
 const ZERO_PAGE: u64 = 1 << 24;
+const HUGE_PAGE: u64 = 1 << 22;
 
 /// One mapping as `smaps` describes it.
 pub(crate) struct Mapping {
@@ -54,6 +55,12 @@ impl Mapping {
     }
 }
 
+fn word(file: &File, index: u64) -> u64 {
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, index * 8).unwrap();
+    u64::from_ne_bytes(bytes)
+}
+
 /// Every page of a stopped process that is ours and has content, by page number.
 pub(crate) fn truth(pid: i32) -> BTreeMap<u64, Vec<u8>> {
     if std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.is_empty()) {
@@ -62,11 +69,6 @@ pub(crate) fn truth(pid: i32) -> BTreeMap<u64, Vec<u8>> {
     let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let frames = File::open("/proc/kpageflags").unwrap();
-    let word = |file: &File, index: u64| {
-        let mut bytes = [0; 8];
-        file.read_exact_at(&mut bytes, index * 8).unwrap();
-        u64::from_ne_bytes(bytes)
-    };
     let mut pages = BTreeMap::new();
     for mapping in mappings(pid).iter().filter(|mapping| mapping.is_ours()) {
         let (first, end) = (mapping.start / PAGE as u64, mapping.end / PAGE as u64);
@@ -85,22 +87,14 @@ pub(crate) fn truth(pid: i32) -> BTreeMap<u64, Vec<u8>> {
     pages
 }
 
-pub(crate) fn describe(pid: i32, page: u64, bytes: &[u8]) -> String {
+/// Whether a page may have come up after the last scan: the kernel has formed a
+/// huge page out of pages and holes, in memory that is not registered.
+pub(crate) fn formed_later(pid: i32, page: u64, bytes: &[u8]) -> bool {
+    let address = page * PAGE as u64;
+    let mappings = mappings(pid);
+    let mapping = mappings.iter().find(|m| m.start <= address && address < m.end);
+    let registered = mapping.is_none_or(|mapping| mapping.flags.contains(" uw "));
     let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
-    let mut e = [0; 8];
-    pagemap.read_exact_at(&mut e, page * 8).unwrap();
-    let e = u64::from_ne_bytes(e);
-    let mut f = [0; 8];
-    if e & PRESENT != 0 {
-        File::open("/proc/kpageflags").unwrap().read_exact_at(&mut f, (e & FRAME) * 8).unwrap();
-    }
-    let m =
-        mappings(pid).into_iter().find(|m| m.start <= page * 4096 && page * 4096 < m.end).unwrap();
-    format!(
-        "entry {e:x} flags {:x} zero {} {} {}",
-        u64::from_ne_bytes(f),
-        bytes.iter().all(|b| *b == 0),
-        m.head,
-        m.flags
-    )
+    let flags = word(&File::open("/proc/kpageflags").unwrap(), word(&pagemap, page) & FRAME);
+    !registered && flags & HUGE_PAGE != 0 && bytes.iter().all(|byte| *byte == 0)
 }

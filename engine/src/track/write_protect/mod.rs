@@ -87,7 +87,7 @@ impl Tracker for WriteProtect {
         }
         self.spaces.retain(|id, space| {
             let stays = present.contains(id);
-            if !stays && space.announced() {
+            if !stays && space.known() {
                 scan.gone.push(*id);
             }
             stays

@@ -21,6 +21,8 @@
 //! Holes are never armed: both scans ask for pages with content. (Protecting a
 //! hole leaves a marker that CRIU would dump as a swapped page.)
 
+mod look;
+
 use super::super::direct_io::DirectIo;
 use super::super::identity::{Identity, is_gone};
 use super::super::maps::Mappings;
@@ -28,12 +30,13 @@ use super::super::resident::Content;
 use super::super::runs::{Runs, byte_range};
 use super::super::{ScanCost, SpaceScan, Stop, Task, TrackError};
 use super::STOP_LIMIT;
-use super::walk::{Pace, walk};
+use super::walk::PAUSE;
 use crate::sys::inject::{InjectError, userfaultfd_of};
-use crate::sys::pagemap::{HUGE, Pagemap, WPALLOWED, WRITTEN};
-use crate::sys::ptrace::{HoldError, hold};
-use crate::sys::wp::{Refused, WriteProtect, collapse, same_address_space};
+use crate::sys::pagemap::Pagemap;
+use crate::sys::ptrace::HoldError;
+use crate::sys::wp::{WriteProtect, collapse, same_address_space};
 use blip_transport::page::PageRun;
+use look::Look;
 use std::io;
 use std::time::Duration;
 
@@ -42,7 +45,7 @@ const TRIES: u32 = 3;
 /// The pause before that: it may be about to end.
 const RETRY: Duration = Duration::from_millis(1);
 /// Bytes unregistered at once when tracking ends.
-const DISARM_BITE: u64 = 32 << 20;
+const DISARM_BITE: u64 = 8 << 20;
 
 /// What a scan of one space needs to know of the others, and tells.
 pub(super) struct Visit<'a> {
@@ -76,8 +79,10 @@ pub(super) struct Space {
     debt: Runs,
     /// The clean pages of the last scan cannot be trusted.
     distrust: bool,
-    /// Reported to somebody since it was new or restarted.
+    /// Reported since it was new or restarted.
     announced: bool,
+    /// Reported ever: it is to be reported gone.
+    known: bool,
     direct_io: DirectIo,
     /// `MAP_DROPPABLE` mappings: not ours, and never registrable.
     droppable: Runs,
@@ -109,9 +114,9 @@ impl Space {
         self.protector.is_some()
     }
 
-    /// Whether it was ever reported.
-    pub(super) fn announced(&self) -> bool {
-        self.announced
+    /// Whether it, or what ran here before, was ever reported.
+    pub(super) fn known(&self) -> bool {
+        self.known
     }
 
     pub(super) fn give_back(&mut self, runs: &[PageRun]) {
@@ -133,6 +138,7 @@ impl Space {
             while at < end {
                 let to = ((at / DISARM_BITE + 1) * DISARM_BITE).min(end);
                 protector.unregister(at, to);
+                std::thread::sleep(PAUSE);
                 at = to;
             }
         }
@@ -191,13 +197,13 @@ impl Space {
     fn meet(&mut self, pid: i32, identity: Option<Identity>) {
         let dead = self.protector.as_ref().is_some_and(|protector| !protector.alive());
         if self.pid != pid || self.identity != identity || dead {
-            *self = Self { pid, identity, ..Self::default() };
+            *self = Self { pid, identity, known: self.known, ..Self::default() };
         }
     }
 
     fn report(&mut self, task: Task, found: Found) -> SpaceScan {
         let restarted = !self.announced;
-        self.announced = true;
+        (self.announced, self.known) = (true, true);
         SpaceScan {
             space: task.space,
             pid: task.pid,
@@ -225,7 +231,7 @@ impl Space {
         let halt = self.halt("open the pagemap");
         let mut pagemap = Pagemap::open(self.pid).map_err(&halt)?;
 
-        self.droppable = self.still_droppable();
+        self.droppable = self.still_droppable(&mappings);
         let ours = mappings.pages().subtract(&self.droppable);
         self.armed = self.armed.intersect(&ours);
         let mut look = Look { pagemap: &mut pagemap, mappings: &mappings, ours, found };
@@ -239,6 +245,11 @@ impl Space {
             }
             Ok(())
         } else {
+            // Nothing will be cleared; but the kernel forms no huge page out of
+            // holes in registered memory. Done while all stand still, that
+            // would add pages that no scan has seen and CRIU expects us to have.
+            let fresh = look.ours.subtract(&self.armed);
+            self.register(&mut look, &fresh)?;
             self.plain_look(&mut look, stop, visit.content)
         }
     }
@@ -263,168 +274,6 @@ impl Space {
         }
     }
 
-    /// Steps 2 to 5 of the module's head.
-    fn clearing_look(&mut self, look: &mut Look<'_>, visit: &mut Visit<'_>) -> Result<(), Halt> {
-        let content = visit.content;
-        let pace = Pace::Considerate;
-        let halt = self.halt("scan the pages");
-
-        let mut stale = Runs::default();
-        walk(look.pagemap, &self.armed, content.unarmed(), pace, |from, to, _| {
-            stale.push(from, to)
-        })
-        .map_err(&halt)?;
-        self.armed = self.armed.subtract(&look.mappings.around(&stale));
-        let fresh = look.ours.subtract(&self.armed);
-        let registered = self.register(look, &fresh)?;
-        let armed = self.armed.union(&registered);
-
-        if !self.clear(look, &armed, visit)? {
-            return self.plain_look(look, Stop::Live, content);
-        }
-
-        let mut unarmed = Runs::default();
-        walk(look.pagemap, &armed, content.unarmed(), pace, |from, to, _| unarmed.push(from, to))
-            .map_err(&halt)?;
-        let mut others = Runs::default();
-        let rest = look.ours.subtract(&armed);
-        walk(look.pagemap, &rest, content.query(false), pace, |from, to, _| others.push(from, to))
-            .map_err(&halt)?;
-
-        let found = &mut *look.found;
-        found.resident = found.resident.union(&unarmed).union(&others);
-        let new = found.resident.intersect(&fresh);
-        found.dirty = found.dirty.union(&unarmed).union(&others).union(&new);
-        self.pay_debts(look);
-        self.debt = Runs::default();
-        self.distrust = false;
-        self.armed = armed.subtract(&look.mappings.around(&unarmed));
-        Ok(())
-    }
-
-    /// The clearing scan of `armed`. `false` if it would have been unsound: the
-    /// process has direct I/O and could not be stopped; nothing was done then.
-    fn clear(
-        &mut self,
-        look: &mut Look<'_>,
-        armed: &Runs,
-        visit: &mut Visit<'_>,
-    ) -> Result<bool, Halt> {
-        let halt = self.halt("scan the pages");
-        let query = visit.content.query(true);
-        let Look { pagemap, found, .. } = look;
-        let mut huge = Runs::default();
-        let mut scan = |pace| {
-            walk(pagemap, armed, query, pace, |from, to, categories| {
-                found.resident.push(from, to);
-                if categories & WRITTEN != 0 {
-                    found.dirty.push(from, to);
-                }
-                if categories & HUGE != 0 {
-                    huge.push(from, to);
-                }
-            })
-        };
-        let result = if self.direct_io == DirectIo::Synchronous {
-            hold(self.pid, 0, STOP_LIMIT, |_| scan(Pace::Flat))
-        } else {
-            Ok((scan(Pace::Considerate), Duration::ZERO))
-        };
-        self.huge = self.huge.union(&huge);
-        match result {
-            Ok((result, stopped)) => {
-                visit.cost.stopped(stopped);
-                result.map(|()| true).map_err(halt)
-            }
-            Err(HoldError::Gone { .. }) => Err(Halt::Gone),
-            Err(HoldError::Busy { .. }) => {
-                visit.cost.stopped(STOP_LIMIT);
-                Ok(false)
-            }
-            Err(error) => Err(Halt::Failed(TrackError::Arm(error.into()))),
-        }
-    }
-
-    /// A scan that clears nothing, and so forgets nothing either.
-    fn plain_look(
-        &mut self,
-        look: &mut Look<'_>,
-        stop: Stop,
-        content: Content,
-    ) -> Result<(), Halt> {
-        let pace = if stop == Stop::Frozen { Pace::Flat } else { Pace::Considerate };
-        let found = &mut *look.found;
-        walk(look.pagemap, &look.ours, content.query(false), pace, |from, to, categories| {
-            found.resident.push(from, to);
-            if categories & (WPALLOWED | WRITTEN) != WPALLOWED {
-                found.dirty.push(from, to);
-            }
-        })
-        .map_err(self.halt("scan the pages"))?;
-        let new = found.resident.subtract(&self.armed);
-        found.dirty = found.dirty.union(&new);
-        if stop == Stop::Frozen && self.direct_io == DirectIo::Asynchronous {
-            found.dirty = found.resident.clone();
-        }
-        self.pay_debts(look);
-        Ok(())
-    }
-
-    /// Adds what earlier scans owe.
-    fn pay_debts(&self, look: &mut Look<'_>) {
-        let found = &mut *look.found;
-        let owed = if self.distrust { &found.resident } else { &self.debt };
-        found.dirty = found.dirty.union(&owed.intersect(&found.resident));
-        found.scanned = std::mem::take(&mut look.ours);
-    }
-
-    /// Registers `fresh`; returns what is registered now. What turns out to be
-    /// droppable is taken from `look.ours`.
-    fn register(&mut self, look: &mut Look<'_>, fresh: &Runs) -> Result<Runs, Halt> {
-        let Some(protector) = &self.protector else { return Ok(Runs::default()) };
-        let mut registered = Runs::default();
-        let mut refused = Runs::default();
-        for run in fresh.as_slice() {
-            let (start, end) = byte_range(*run);
-            if protector.register(start, end).is_ok() {
-                registered.push(run.start.0, run.end());
-                continue;
-            }
-            // One mapping refused is all refused: try them one by one.
-            let mut one = Runs::default();
-            one.push(run.start.0, run.end());
-            for part in look.mappings.parts_of(&one) {
-                let (start, end) = byte_range(part);
-                match protector.register(start, end) {
-                    Ok(()) => registered.push(part.start.0, part.end()),
-                    Err(Refused::Unsuitable) => refused.push(part.start.0, part.end()),
-                    Err(Refused::Taken) => {}
-                    Err(Refused::Dead) => return Err(Halt::Gone),
-                }
-            }
-        }
-        if !refused.is_empty() {
-            let halt = self.halt("read the flags of the mappings");
-            let flagged = Mappings::read_with_flags(self.pid).map_err(halt)?;
-            let droppable = refused.subtract(&flagged.pages());
-            look.ours = look.ours.subtract(&droppable);
-            self.droppable = self.droppable.union(&droppable);
-        }
-        Ok(registered)
-    }
-
-    /// Those known droppable mappings that still are.
-    fn still_droppable(&self) -> Runs {
-        let Some(protector) = &self.protector else { return Runs::default() };
-        self.droppable.as_slice().iter().fold(Runs::default(), |mut still, run| {
-            let (start, end) = byte_range(*run);
-            if protector.register(start, end) == Err(Refused::Unsuitable) {
-                still.push(run.start.0, run.end());
-            }
-            still
-        })
-    }
-
     /// Makes errors of `/proc` what they mean.
     fn halt(&self, what: &'static str) -> impl Fn(io::Error) -> Halt + use<> {
         let pid = self.pid;
@@ -436,13 +285,4 @@ impl Space {
             }
         }
     }
-}
-
-/// What one look works with.
-struct Look<'a> {
-    pagemap: &'a mut Pagemap,
-    mappings: &'a Mappings,
-    /// The pages of all mappings that are ours.
-    ours: Runs,
-    found: &'a mut Found,
 }

@@ -20,7 +20,7 @@ const EMPTY: Duration = Duration::from_micros(20);
 /// After holding the lock this long, the owner gets a turn …
 const HELD: Duration = Duration::from_micros(100);
 /// … of this length.
-const PAUSE: Duration = Duration::from_micros(200);
+pub(super) const PAUSE: Duration = Duration::from_micros(200);
 
 /// How a walk goes about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
