@@ -458,13 +458,12 @@ impl Serving {
     fn settle(&mut self) {
         for (space, piece) in std::mem::take(&mut self.book.taken) {
             let family = || self.spaces.values().filter(|s| s.origin == space && !s.gone);
-            if family().count() <= 1 {
+            if !family().any(|s| s.owed.owes_any(piece.dumped())) {
                 self.book.settle(space, piece);
                 continue;
             }
-            for i in 0..piece.count {
-                let page = piece.page(i);
-                if family().all(|s| s.owed.place_of(page.origin).is_none()) {
+            for page in (0..piece.count).map(|i| piece.page(i)) {
+                if !family().any(|s| s.owed.owes_any(page.dumped())) {
                     self.book.settle(space, page);
                 }
             }
