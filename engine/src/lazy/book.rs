@@ -160,6 +160,11 @@ impl Book {
         }
     }
 
+    /// Nobody needs the answer about this page.
+    pub(super) fn forget(&mut self, at: PageAt) {
+        self.answers.remove(&at);
+    }
+
     /// The source host cannot be asked any more; answers the pages it owes.
     pub(super) fn source_lost(&mut self, why: String) -> Vec<PageAt> {
         self.source_lost = Some(why);

@@ -246,9 +246,13 @@ impl Serving {
             let now = Instant::now();
             for space in self.spaces.values_mut() {
                 space.retry(&mut self.book, now);
-                space.request_absent(&mut self.book);
             }
             self.fill_a_chunk();
+            // After the filling, which finds what is absent: nothing may be left
+            // undone when `hear` goes to sleep.
+            for space in self.spaces.values_mut() {
+                space.request_absent(&mut self.book);
+            }
             self.settle();
             self.part_with_the_done();
             if self.book.finished {
@@ -410,7 +414,12 @@ impl Serving {
                 Mail::Abort => self.aborted = true,
                 Mail::Answer(at, answer) => {
                     self.book.answered(at, answer);
-                    self.try_again(at.space, PageRun { start: at.index, count: one() });
+                    let run = PageRun { start: at.index, count: one() };
+                    self.try_again(at.space, run);
+                    let owed = |s: &Space| s.origin == at.space && s.owed.owes_any(run);
+                    if !self.spaces.values().any(owed) {
+                        self.book.forget(at);
+                    }
                 }
                 Mail::Stored(space, run) => self.try_again(space, run),
                 Mail::SourceLost(why) => {
