@@ -5,6 +5,8 @@
 //! Every page has content that follows from its number, so that the restored
 //! process can tell by itself whether each byte is right.
 
+#[path = "lazy/criu.rs"]
+mod criu;
 #[path = "lazy/harness.rs"]
 mod harness;
 #[path = "lazy/peer.rs"]

@@ -25,6 +25,18 @@ pub(super) enum Fetched {
     Lost(Loss),
 }
 
+/// How it stands with a page that the store did not have.
+pub(super) enum Standing {
+    /// Fetching it gives an answer, good or bad.
+    Decided,
+    /// The source host has been asked.
+    Requested,
+    /// The source host may be asked.
+    MayRequest,
+    /// Too much has been asked of the source host already.
+    Full,
+}
+
 pub(super) struct Book {
     pub(super) source: Arc<dyn PageSource>,
     pub(super) options: LazyOptions,
@@ -113,16 +125,19 @@ impl Book {
         self.source.request_remote(at, urgency);
     }
 
-    /// Whether nothing more is to be asked in the background about this page.
-    pub(super) fn is_known(&self, at: PageAt) -> bool {
-        self.requested.contains_key(&at)
-            || self.answers.contains_key(&at)
-            || self.lost.contains_key(&at)
-    }
-
-    /// Whether there is room for another request in the background.
-    pub(super) fn may_request(&self) -> bool {
-        self.source_lost.is_none() && self.requested.len() < self.options.requests
+    /// How it stands with a page that the store did not have.
+    pub(super) fn standing(&self, at: PageAt) -> Standing {
+        if self.answers.contains_key(&at) || self.lost.contains_key(&at) {
+            Standing::Decided
+        } else if self.requested.contains_key(&at) {
+            Standing::Requested
+        } else if self.source_lost.is_some() {
+            Standing::Decided
+        } else if self.requested.len() < self.options.requests {
+            Standing::MayRequest
+        } else {
+            Standing::Full
+        }
     }
 
     /// Takes in an answer of the source host.
@@ -143,6 +158,11 @@ impl Book {
                 }
             }
         }
+    }
+
+    /// Nobody needs the answer about this page.
+    pub(super) fn forget(&mut self, at: PageAt) {
+        self.answers.remove(&at);
     }
 
     /// The source host cannot be asked any more; answers the pages it owes.

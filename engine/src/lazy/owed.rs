@@ -98,6 +98,12 @@ impl Owed {
         (origin < start + count).then(|| place + (origin - start))
     }
 
+    /// Whether any page dumped in `run` is missing.
+    pub(super) fn owes_any(&self, run: PageRun) -> bool {
+        let last = self.by_origin.range(..run.end()).next_back();
+        last.is_some_and(|(&origin, &(_, count))| origin + count > run.start.0)
+    }
+
     /// The first missing pages at or after `from`, as far as they are
     /// consecutive.
     pub(super) fn next(&self, from: u64) -> Option<Piece> {
@@ -221,6 +227,9 @@ mod tests {
                     prop_assert_eq!(owed.at(page), model.0.get(&page).copied());
                     let place = model.0.iter().find(|&(_, &o)| o == page).map(|(&p, _)| p);
                     prop_assert_eq!(owed.place_of(page), place);
+                    let run = PageRun::new(page, 7);
+                    let any = model.0.values().any(|&o| o >= page && o < run.end());
+                    prop_assert_eq!(owed.owes_any(run), any);
                 }
                 let listed: Vec<u64> = owed.all().flat_map(|p| p.place..p.end()).collect();
                 let wanted: Vec<u64> = model.0.keys().copied().collect();

@@ -246,9 +246,13 @@ impl Serving {
             let now = Instant::now();
             for space in self.spaces.values_mut() {
                 space.retry(&mut self.book, now);
-                space.request_absent(&mut self.book);
             }
             self.fill_a_chunk();
+            // After the filling, which finds what is absent: nothing may be left
+            // undone when `hear` goes to sleep.
+            for space in self.spaces.values_mut() {
+                space.request_absent(&mut self.book);
+            }
             self.settle();
             self.part_with_the_done();
             if self.book.finished {
@@ -411,7 +415,12 @@ impl Serving {
                 Mail::Abort => self.aborted = true,
                 Mail::Answer(at, answer) => {
                     self.book.answered(at, answer);
-                    self.try_again(at.space, PageRun { start: at.index, count: one() });
+                    let run = PageRun { start: at.index, count: one() };
+                    self.try_again(at.space, run);
+                    let owed = |s: &Space| s.origin == at.space && s.owed.owes_any(run);
+                    if !self.spaces.values().any(owed) {
+                        self.book.forget(at);
+                    }
                 }
                 Mail::Stored(space, run) => self.try_again(space, run),
                 Mail::SourceLost(why) => {
@@ -459,13 +468,12 @@ impl Serving {
     fn settle(&mut self) {
         for (space, piece) in std::mem::take(&mut self.book.taken) {
             let family = || self.spaces.values().filter(|s| s.origin == space && !s.gone);
-            if family().count() <= 1 {
+            if !family().any(|s| s.owed.owes_any(piece.dumped())) {
                 self.book.settle(space, piece);
                 continue;
             }
-            for i in 0..piece.count {
-                let page = piece.page(i);
-                if family().all(|s| s.owed.place_of(page.origin).is_none()) {
+            for page in (0..piece.count).map(|i| piece.page(i)) {
+                if !family().any(|s| s.owed.owes_any(page.dumped())) {
                     self.book.settle(space, page);
                 }
             }

@@ -1,6 +1,6 @@
 //! One address space: what it is owed, who waits in it, and putting pages there.
 
-use super::book::{Book, Fetched};
+use super::book::{Book, Fetched, Standing};
 use super::error::Loss;
 use super::owed::{Owed, Piece};
 use super::plan::TaskPlan;
@@ -366,17 +366,24 @@ impl Space {
 
     /// Asks the source host in the background for what the store did not have.
     pub(super) fn request_absent(&mut self, book: &mut Book) {
-        while book.may_request() {
-            let Some(piece) = self.absent.front_mut() else { return };
+        while let Some(piece) = self.absent.front_mut() {
             let at = PageAt { space: self.origin, index: PageIndex(piece.origin) };
-            let owed = self.owed.place_of(piece.origin).is_some();
+            if let Some(place) = self.owed.place_of(piece.origin) {
+                match book.standing(at) {
+                    Standing::Full => return,
+                    Standing::MayRequest => book.request(at, Urgency::Background),
+                    // Its answer makes every address space try again.
+                    Standing::Requested => {}
+                    // Another one has asked, and the answer came before we did.
+                    Standing::Decided => {
+                        self.retry.insert(place);
+                    }
+                }
+            }
             piece.origin += 1;
             piece.count -= 1;
             if piece.count == 0 {
                 self.absent.pop_front();
-            }
-            if owed && !book.is_known(at) {
-                book.request(at, Urgency::Background);
             }
         }
     }

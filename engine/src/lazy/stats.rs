@@ -11,7 +11,7 @@ use std::time::Duration;
 /// before that (waking this server, the chunk of background filling in work)
 /// and after (waking the thread): together the thread sees more, typically by
 /// 10–100 µs.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LazyStats {
     /// Page faults reported by the kernel.
     pub faults: u64,
@@ -54,8 +54,14 @@ pub struct LazySummary {
     pub zero: u64,
     /// See [`LazyStats::prefilled`].
     pub prefilled: u64,
+    /// See [`LazyStats::prefilled_early`].
+    pub prefilled_early: u64,
     /// See [`LazyStats::dropped`].
     pub dropped: u64,
+    /// See [`LazyStats::raced`].
+    pub raced: u64,
+    /// See [`LazyStats::no_memory`].
+    pub no_memory: u64,
     /// Median of the local latency, µs.
     pub local_p50_us: f64,
     /// 99th percentile of the local latency, µs.
@@ -102,13 +108,22 @@ impl LazyStats {
             from_source: self.from_source,
             zero: self.zero,
             prefilled: self.prefilled,
+            prefilled_early: self.prefilled_early,
             dropped: self.dropped,
+            raced: self.raced,
+            no_memory: self.no_memory,
             local_p50_us: us(&self.local_latency, 0.5),
             local_p99_us: us(&self.local_latency, 0.99),
             remote_p50_us: us(&self.remote_latency, 0.5),
             remote_p99_us: us(&self.remote_latency, 0.99),
             drain_ms: self.drain().map(|d| d.as_secs_f64() * 1000.0),
         }
+    }
+}
+
+impl std::fmt::Debug for LazyStats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.summary().fmt(f)
     }
 }
 

@@ -7,7 +7,7 @@ use blip_engine::lazy::{
 };
 use blip_transport::page::{PageAt, PageBytes, PageRun, SpaceId};
 use blip_transport::units::PAGE_SIZE;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex};
@@ -70,7 +70,7 @@ pub(crate) struct Source {
     pub(crate) slow: Duration,
     pub(crate) asked: Mutex<Vec<(PageAt, Urgency)>>,
     /// How often each page was settled.
-    pub(crate) settled: Mutex<Vec<PageRun>>,
+    pub(crate) settled: Mutex<HashMap<u64, u32>>,
     pub(crate) on_request: Option<Box<dyn Fn(PageAt, Urgency) + Send + Sync>>,
 }
 
@@ -78,6 +78,7 @@ impl PageSource for Source {
     fn local(&self, at: PageAt, into: &mut PageBytes) -> Local {
         assert_eq!(at.space, TASK);
         let page = at.index.0 - FIRST;
+        assert!(!self.settled.lock().unwrap().contains_key(&page), "{page} has been settled");
         if !self.slow.is_zero() {
             std::thread::sleep(self.slow);
         }
@@ -108,7 +109,10 @@ impl PageSource for Source {
 
     fn settled(&self, space: SpaceId, run: PageRun) {
         assert_eq!(space, TASK);
-        self.settled.lock().unwrap().push(run);
+        let mut settled = self.settled.lock().unwrap();
+        for page in run.pages() {
+            *settled.entry(page.0 - FIRST).or_default() += 1;
+        }
     }
 }
 
@@ -210,8 +214,10 @@ pub(crate) fn end_of(handle: LazyHandle) -> Result<LazyStats, Arc<LazyError>> {
 impl Scene {
     /// Waits until both sides are done, and demands that all went well.
     pub(crate) fn ends_well(mut self) -> (LazyStats, Arc<Source>) {
-        let status = outcome(&mut self.child).expect("the restored process hangs");
-        assert_eq!(status.code(), Some(RIGHT), "{status} {:?}", self.handle.stats());
+        let status = outcome(&mut self.child);
+        let stats = self.handle.stats();
+        let status = status.unwrap_or_else(|| panic!("the restored process hangs: {stats:?}"));
+        assert_eq!(status.code(), Some(RIGHT), "{status} {stats:?}");
         let stats = end_of(self.handle).expect("the server failed");
         let events = self.events.lock().unwrap();
         assert!(matches!(events.last(), Some(LazyEvent::Drained)), "{events:?}");

@@ -56,7 +56,7 @@ fn restore(dir: &Path) -> Arena {
 }
 
 /// Whether page `i` of `memory` is what page `page` was.
-fn is_page(memory: Arena, i: u64, page: u64) -> bool {
+pub(crate) fn is_page(memory: Arena, i: u64, page: u64) -> bool {
     let start = i as usize * PAGE_SIZE;
     for offset in 0..PAGE_SIZE {
         if memory.read(start + offset) != byte(page, offset) {
@@ -83,7 +83,7 @@ fn is_blank(memory: Arena) -> bool {
 }
 
 /// Whether the child ended well.
-fn reap(pid: i32) -> bool {
+pub(crate) fn reap(pid: i32) -> bool {
     use nix::sys::wait::{WaitStatus, waitpid};
     let status = waitpid(nix::unistd::Pid::from_raw(pid), None);
     matches!(status, Ok(WaitStatus::Exited(_, code)) if code == RIGHT)
@@ -96,6 +96,9 @@ fn code(right: bool) -> u8 {
 fn play(scenario: &str, dir: &Path) -> bool {
     if scenario == "slow-restore" {
         return slow_restore(dir);
+    }
+    if scenario == "program" {
+        return crate::criu::program(dir);
     }
     if scenario == "half-restored" {
         return half_restored(dir);

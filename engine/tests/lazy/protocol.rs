@@ -158,6 +158,7 @@ fn words_may_come_in_pieces() {
     send_fd(&stream, &uffd);
     let memory = Arena::map(place, 4).unwrap();
     memory.register(&uffd).unwrap();
+    drop(uffd);
     for byte in 0x5253_5446_u32.to_ne_bytes() {
         pause();
         stream.write_all(&[byte]).unwrap();

@@ -44,6 +44,7 @@ fn what_the_store_lacks_comes_from_the_source_host() {
     for scenario in ["read", "backwards", "threads", "fork", "move", "drop", "storm"] {
         for pace in [Pace::Normal, Pace::Faults] {
             let delay = Duration::from_millis(3);
+            println!("{scenario} {pace:?}");
             let (stats, source) = stage(scenario, pace, |inbox| distant(inbox, delay)).ends_well();
             assert!(stats.faults > 0);
             let asked = source.asked.lock().unwrap();
