@@ -85,12 +85,11 @@ fn plain_case(rounds: &[(Vec<Step>, bool)]) {
     check_rounds(&plain(source.path()), source.path(), target.path(), rounds);
 }
 
+/// Few by default, because each case runs several rounds on a real file
+/// system; `PROPTEST_CASES` asks for more.
 fn cases() -> ProptestConfig {
-    ProptestConfig {
-        cases: std::env::var("CASES").map_or(48, |n| n.parse().unwrap()),
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
+    let cases = std::env::var("PROPTEST_CASES").map_or(48, |number| number.parse().unwrap());
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 proptest! {
@@ -234,7 +233,7 @@ fn a_tree_that_changes_while_it_is_read_is_right_after_the_frozen_round() {
 
 /// A write through a mapping, then one in a round's shadow: the second leaves
 /// no trace unless the page was cleaned in between.
-fn mapped_writes_case(source: &Path) {
+fn mapped_writes_case(source: &Path, scanner: &Scanner) {
     let target = tempfile::tempdir().unwrap();
     let path = source.join("mapped");
     fs::write(&path, vec![0; 100_000]).unwrap();
@@ -242,29 +241,41 @@ fn mapped_writes_case(source: &Path) {
     // SAFETY: nothing truncates the file while it is mapped, and the bytes are
     // only written, by this thread.
     let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
-    map[0] = 1;
-    let dirty = fs::metadata(&path).unwrap();
+    // Without this gap the test would prove nothing. It is not always there:
+    // other tests synchronise the same file system.
+    let changed = || fs::metadata(&path).map(|meta| (meta.ctime(), meta.ctime_nsec())).unwrap();
+    let untraced = |map: &mut memmap2::MmapMut| {
+        map[0] = 1;
+        let before = changed();
+        std::thread::sleep(Duration::from_millis(15));
+        map[1] = 2;
+        before == changed()
+    };
+    assert!((0..200).any(|_| untraced(&mut map)), "every mapped write left a trace");
     settle();
-    map[1] = 2;
-    let unseen = fs::metadata(&path).unwrap();
-    // Without this gap the test would prove nothing.
-    assert_eq!((dirty.ctime(), dirty.ctime_nsec()), (unseen.ctime(), unseen.ctime_nsec()));
-    settle();
-    let scanner = plain(source);
     let mut known = Manifest::empty();
     for round in 3..6 {
-        known = carry(&scanner, &known, Pace::Live, target.path()).manifest;
+        known = carry(scanner, &known, Pace::Live, target.path()).manifest;
         map[round] = 9;
         settle();
     }
-    carry(&scanner, &known, Pace::Frozen, target.path());
+    carry(scanner, &known, Pace::Frozen, target.path());
     assert_eq!(fs::read(target.path().join("mapped")).unwrap()[..6], [1, 2, 0, 9, 9, 9]);
 }
 
 #[test]
 fn writes_through_a_mapping_are_never_missed() {
     let source = tempfile::tempdir().unwrap();
-    mapped_writes_case(source.path());
+    mapped_writes_case(source.path(), &plain(source.path()));
+}
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn nor_are_they_through_an_overlay() {
+    let source = Overlay::mount();
+    let scanner =
+        Scanner::open(&source.upper(), Tree::Upper(Marks::Trusted), Exclude::default()).unwrap();
+    mapped_writes_case(&source.merged(), &scanner);
 }
 
 #[test]
@@ -275,7 +286,7 @@ fn nor_are_they_where_pages_are_never_written_back() {
     let flags = nix::mount::MsFlags::empty();
     let none = None::<&str>;
     nix::mount::mount(Some("tmpfs"), source.path(), Some("tmpfs"), flags, none).unwrap();
-    mapped_writes_case(source.path());
+    mapped_writes_case(source.path(), &plain(source.path()));
     nix::mount::umount(source.path()).unwrap();
 }
 
@@ -297,8 +308,8 @@ fn holes_stay_holes_and_new_ones_are_punched() {
     rustix::fs::fallocate(&file, flags, 3 << 20, 1 << 20).unwrap();
     let second = carry(&scanner, &first.manifest, Pace::Frozen, target.path());
     assert_same(&snapshot(source.path()), &snapshot(target.path()));
-    let blocks = |root: &Path| fs::metadata(root.join("sparse")).unwrap().blocks();
-    assert_eq!(blocks(source.path()), blocks(target.path()));
+    let stored = fs::metadata(target.path().join("sparse")).unwrap().blocks() * 512;
+    assert!(stored < 1 << 18, "{stored}");
     assert_eq!(second.totals.content_bytes, 65_536 - 16_384, "only the block with a new hole");
 }
 
@@ -548,8 +559,8 @@ fn a_directory_swapped_for_a_link_in_mid_stream_gains_nothing() {
             }
         });
         let close = Record::Close { meta: meta() };
-        let mut refused = 0;
-        for number in 0..3000 {
+        let (mut refused, mut passed) = (0, 0);
+        for number in 0..50_000 {
             // Alternating directories, so that each is opened anew.
             let (d, e) = (format!("d/{number}"), format!("e/{number}"));
             let data = Record::Data { offset: 0, len: 4 };
@@ -560,10 +571,16 @@ fn a_directory_swapped_for_a_link_in_mid_stream_gains_nothing() {
                 (data, b"evil"),
                 (close.clone(), &[]),
             ];
-            refused += usize::from(apply_all(&root, options(), &frames(&records)).is_err());
+            match apply_all(&root, options(), &frames(&records)) {
+                Ok(()) => passed += 1,
+                Err(_) => refused += 1,
+            }
+            if refused > 500 && passed > 500 {
+                break;
+            }
         }
         stop.store(true, Ordering::Relaxed);
-        assert!(refused > 0, "the race never happened");
+        assert!(refused > 500 && passed > 500, "hardly a race: {refused} to {passed}");
     });
     let outside: Vec<_> = fs::read_dir(prison.dir.path().join("outside")).unwrap().collect();
     assert_eq!(outside.len(), 1);

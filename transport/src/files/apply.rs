@@ -12,16 +12,18 @@
 //! cleared is removed and made anew, which makes it opaque.
 
 mod beneath;
+mod error;
 mod node;
+
+pub use error::ApplyError;
 
 use super::BLOCK;
 use super::path::{Exclude, RelPath};
-use super::wire::{Base, Meta, Record, Time, WireError, open, records};
+use super::wire::{Base, Meta, Record, Time, open, records};
 use beneath::Beneath;
 use rustix::fs::{FallocateFlags, Timestamps};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -48,86 +50,6 @@ pub struct ApplyOptions {
     pub room: Room,
     /// What it must not touch: the same paths the source leaves out.
     pub keep: Exclude,
-}
-
-/// Why a stream was not applied. What it changed until then stays.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// A frame is no frame.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    /// The records make no sense in this order.
-    #[error("the file stream is out of order at {path}: {what}; the peer is broken or hostile")]
-    Grammar {
-        /// Where it was.
-        path: RelPath,
-        /// What did not hold.
-        what: &'static str,
-    },
-    /// The stream ended before its end.
-    #[error("the file stream broke off before its end; begin again with an empty target")]
-    Truncated,
-    /// The system refused.
-    #[error("cannot {what} {path}: {source}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what, below the root.
-        path: RelPath,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The disk or a quota is full.
-    #[error("no space left on the target for {path}; free some and migrate again")]
-    NoSpace {
-        /// What no longer fitted.
-        path: RelPath,
-    },
-    /// More than the caller allowed.
-    #[error("{path} exceeds the room the target set aside: {bytes} bytes in {entries} entries", bytes = room.bytes, entries = room.entries)]
-    NoRoom {
-        /// What no longer fitted.
-        path: RelPath,
-        /// The room there was.
-        room: Room,
-    },
-    /// A device node, where none are allowed.
-    #[error("{path} is a device node, which this target does not accept")]
-    Device {
-        /// Where.
-        path: RelPath,
-    },
-    /// A path that belongs to the target.
-    #[error(
-        "{path} belongs to the target and must not come from the source; both sides need the same list of mount points"
-    )]
-    Kept {
-        /// Where.
-        path: RelPath,
-    },
-    /// A path that leads through a link or a mount.
-    #[error("{path} leads through a symbolic link or a mount point on the target")]
-    LeadsElsewhere {
-        /// Where.
-        path: RelPath,
-    },
-    /// Deeper than allowed.
-    #[error("the tree below {path} is nested deeper than {} directories", super::MAX_DEPTH)]
-    TooDeep {
-        /// Where.
-        path: RelPath,
-    },
-}
-
-impl ApplyError {
-    fn io(what: &'static str, path: &RelPath, errno: Errno) -> Self {
-        let path = path.clone();
-        match errno {
-            Errno::NOSPC | Errno::DQUOT => Self::NoSpace { path },
-            Errno::LOOP | Errno::XDEV => Self::LeadsElsewhere { path },
-            _ => Self::Io { what, path, source: errno.into() },
-        }
-    }
 }
 
 /// What a stream did.

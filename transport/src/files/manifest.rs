@@ -154,6 +154,8 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
+    // The link count is narrower on some architectures.
+    #[allow(clippy::unnecessary_cast)]
     pub(super) fn of(stat: &rustix::fs::Stat) -> Self {
         Self {
             inode: stat.st_ino,

@@ -14,6 +14,9 @@
 //! time and never through symbolic links; a file that changed while it was
 //! read is sent as it was read and looked at again in the next round.
 
+mod entry;
+mod fresh;
+mod linked;
 mod walk;
 
 use super::manifest::Manifest;
