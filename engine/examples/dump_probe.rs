@@ -12,7 +12,15 @@ async fn main() {
     for i in 0..5 {
         let images = std::path::PathBuf::from(format!("/run/blip-x/{i}"));
         let _ = std::fs::remove_dir_all(&images);
-        let spec = DumpSpec { pid, rootfs: b.rootfs.clone(), freezer: freezer.clone(), images, external: b.external.clone(), descriptors: b.descriptors.clone(), terminal: b.terminal };
+        let spec = DumpSpec {
+            pid,
+            rootfs: b.rootfs.clone(),
+            freezer: freezer.clone(),
+            images,
+            external: b.external.clone(),
+            descriptors: b.descriptors.clone(),
+            terminal: b.terminal,
+        };
         let t = Instant::now();
         let l = Loaded::start(&spec).await.unwrap();
         let t1 = t.elapsed();
@@ -23,7 +31,10 @@ async fn main() {
         let h = l.dump().await;
         let t3 = t.elapsed();
         let t = Instant::now();
-        match h { Ok(h) => h.abandon().await, Err(e) => println!("{e}") }
+        match h {
+            Ok(h) => h.abandon().await,
+            Err(e) => println!("{e}"),
+        }
         let t4 = t.elapsed();
         println!("frozen {:?}", freezer.is_frozen());
         freezer.thaw().unwrap();

@@ -21,7 +21,9 @@ const RUNC_ROOT: &str = "/run/docker/runtime-runc/moby";
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// None of the known places has it.
-    #[error("no OCI bundle of container {id} under {BUNDLES:?}; is it run by Docker with containerd's runc shim?")]
+    #[error(
+        "no OCI bundle of container {id} under {BUNDLES:?}; is it run by Docker with containerd's runc shim?"
+    )]
     NotFound {
         /// The container.
         id: String,

@@ -24,7 +24,9 @@ pub enum Version {
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// None was found.
-    #[error("process {pid} is in no freezer cgroup visible here; mount cgroup v2, or the v1 freezer")]
+    #[error(
+        "process {pid} is in no freezer cgroup visible here; mount cgroup v2, or the v1 freezer"
+    )]
     NotFound {
         /// The process looked at.
         pid: i32,

@@ -15,10 +15,10 @@ use crate::cgroup::{Freezer, Version};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, Write};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long CRIU may take to notice that blip is gone and undo its dump.

@@ -119,7 +119,9 @@ impl Ledger {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.directory)?.flatten() {
             if entry.path().extension().is_some_and(|e| e == "json") {
-                records.extend(fs::read(entry.path()).ok().and_then(|b| serde_json::from_slice(&b).ok()));
+                records.extend(
+                    fs::read(entry.path()).ok().and_then(|b| serde_json::from_slice(&b).ok()),
+                );
             }
         }
         Ok(records)

@@ -34,7 +34,9 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// nft refused the rules.
-    #[error("nft could not {what} ({status}): {message}; the kernel needs nf_tables with the netdev family (CONFIG_NF_TABLES_NETDEV, CONFIG_NETFILTER_EGRESS, Linux 5.16)")]
+    #[error(
+        "nft could not {what} ({status}): {message}; the kernel needs nf_tables with the netdev family (CONFIG_NF_TABLES_NETDEV, CONFIG_NETFILTER_EGRESS, Linux 5.16)"
+    )]
     Rules {
         /// What it was for.
         what: String,
@@ -222,9 +224,8 @@ pub fn announce(pid: i32, interface: &str, mac: [u8; 6], address: IpAddr) -> io:
 
 /// Names of the interfaces of a process' network namespace, without `lo`.
 fn interfaces(pid: i32) -> Result<Vec<String>, NetworkError> {
-    let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).map_err(|source| {
-        NetworkError::Namespace { what: "list the interfaces", pid, source }
-    })?;
+    let text = fs::read_to_string(format!("/proc/{pid}/net/dev"))
+        .map_err(|source| NetworkError::Namespace { what: "list the interfaces", pid, source })?;
     Ok(parse_interfaces(&text))
 }
 

@@ -28,6 +28,7 @@ mod args;
 mod bundle;
 mod cgroup;
 mod create;
+mod exclusion;
 mod holder;
 mod hook;
 mod log;

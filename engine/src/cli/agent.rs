@@ -35,8 +35,7 @@ pub(super) async fn run(args: AgentArgs, places: Places) -> anyhow::Result<ExitC
         tracing::warn!("no host is paired yet: nobody can connect; see `blip pair --help`");
     }
     tracing::info!(%address, key = %identity.fingerprint(), "listening");
-    let mut terminate =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     loop {
         let arrival = tokio::select! {
             arrival = listener.accept() => arrival,

@@ -59,8 +59,7 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
         interrupt,
     };
     let (events, listener) = Events::channel();
-    let lines = args.progress == Progress::Plain
-        || args.progress == Progress::Auto && !args.json;
+    let lines = args.progress == Progress::Plain || args.progress == Progress::Auto && !args.json;
     let shown = tokio::spawn(show::show(listener, args.json, lines));
     let result = migrate(order, events).await;
     shown.await?;

@@ -24,9 +24,9 @@ pub(super) async fn show(mut events: mpsc::UnboundedReceiver<Event>, json: bool,
 
 fn line(event: &Event) -> Option<String> {
     match event {
-        Event::Begin { phase: Phase::PreCopy } => Some(
-            "round      dirty       sent  dedup/zero     on wire        ms".to_owned(),
-        ),
+        Event::Begin { phase: Phase::PreCopy } => {
+            Some("round      dirty       sent  dedup/zero     on wire        ms".to_owned())
+        }
         Event::Round(round) => Some(round_line(round)),
         Event::Decision { what, why } => Some(format!("{what}: {why}")),
         Event::Note { text } => Some(format!("note: {text}")),
@@ -57,8 +57,11 @@ fn summary(report: &Report) -> String {
             report.container
         ),
     };
-    let parts: Vec<String> =
-        report.downtime.iter().map(|part| format!("{} {:.1}", part.phase.name(), part.ms)).collect();
+    let parts: Vec<String> = report
+        .downtime
+        .iter()
+        .map(|part| format!("{} {:.1}", part.phase.name(), part.ms))
+        .collect();
     text += &format!(
         "\ndowntime {:.1} ms ({})\n{} of memory in {} rounds, {} on the wire\n",
         report.downtime_ms,

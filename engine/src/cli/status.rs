@@ -78,7 +78,9 @@ pub(super) async fn resolve(args: &ResolveArgs, places: &Places) -> anyhow::Resu
                 eprintln!("blip: {}: the state of the freeze runs on here", record.name);
                 continue;
             }
-            Some(Verdict::Lost) => "ran there and died there; `--run-here` runs the state of the freeze",
+            Some(Verdict::Lost) => {
+                "ran there and died there; `--run-here` runs the state of the freeze"
+            }
             None => "is not decided yet; ask again",
         };
         eprintln!("blip: {}: {said}", record.name);

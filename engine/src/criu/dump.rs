@@ -159,7 +159,8 @@ fn prepare(spec: &DumpSpec) -> Result<File, DumpError> {
     let config = spec.images.join("criu.conf");
     fs::write(&config, NO_PAGE_SERVER).map_err(at(&config))?;
     let names = spec.images.join("descriptors.json");
-    let json = serde_json::to_vec(&spec.descriptors).map_err(io::Error::from).map_err(at(&names))?;
+    let json =
+        serde_json::to_vec(&spec.descriptors).map_err(io::Error::from).map_err(at(&names))?;
     fs::write(&names, json).map_err(at(&names))?;
     File::open(&spec.images).map_err(at(&spec.images))
 }
@@ -170,7 +171,9 @@ fn options(spec: &DumpSpec, directory: &File) -> Opts {
         images_dir_fd: directory.as_raw_fd(),
         work_dir_fd: Some(directory.as_raw_fd()),
         pid: Some(spec.pid),
-        log_level: Some(std::env::var("BLIP_CRIU_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(2)),
+        log_level: Some(
+            std::env::var("BLIP_CRIU_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(2),
+        ),
         log_file: Some("dump.log".into()),
         root: Some(text(&spec.rootfs)),
         external: spec.external.clone(),

@@ -146,7 +146,9 @@ struct Response {
 #[derive(Debug, thiserror::Error)]
 pub enum RpcError {
     /// It could not be started.
-    #[error("cannot start {program:?}: {source}; install CRIU 4.2 or newer, or name it with BLIP_CRIU")]
+    #[error(
+        "cannot start {program:?}: {source}; install CRIU 4.2 or newer, or name it with BLIP_CRIU"
+    )]
     Start {
         /// What was to be run.
         program: PathBuf,
@@ -284,8 +286,9 @@ impl Worker {
             Ok(0) => Err(RpcError::Ended { log: self.log_tail() }),
             Err(e) if gone(&e) => Err(RpcError::Ended { log: self.log_tail() }),
             Err(e) => Err(e.into()),
-            Ok(length) => Response::decode(&buffer[..length])
-                .map_err(|e| RpcError::Protocol(e.to_string())),
+            Ok(length) => {
+                Response::decode(&buffer[..length]).map_err(|e| RpcError::Protocol(e.to_string()))
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use super::{DockerError, Inspection, never_restart};
 use bollard::models::{ContainerCreateBody, EndpointSettings, HostConfig, NetworkingConfig};
 
 /// The runtime under which blip is known to Docker.
-pub const RUNTIME: &str = "blip";
+pub(super) const RUNTIME: &str = "blip";
 
 /// A container to be created.
 #[derive(Clone, Debug)]

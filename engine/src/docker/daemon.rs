@@ -33,7 +33,9 @@ pub enum DaemonError {
         path: PathBuf,
     },
     /// dockerd was not found.
-    #[error("no dockerd found through {PIDFILES:?}; add the runtime by hand: \"runtimes\": {{\"blip\": {{\"path\": {path:?}, \"runtimeArgs\": [\"runtime\"]}}}} in {CONFIG}")]
+    #[error(
+        "no dockerd found through {PIDFILES:?}; add the runtime by hand: \"runtimes\": {{\"blip\": {{\"path\": {path:?}, \"runtimeArgs\": [\"runtime\"]}}}} in {CONFIG}"
+    )]
     NoDaemon {
         /// blip's own path.
         path: PathBuf,
@@ -124,10 +126,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("daemon.json");
         fs::write(&config, "{").unwrap();
-        assert!(matches!(
-            write_entry(&config, Path::new("/b")),
-            Err(DaemonError::Broken { .. })
-        ));
+        assert!(matches!(write_entry(&config, Path::new("/b")), Err(DaemonError::Broken { .. })));
         assert_eq!(fs::read_to_string(&config).unwrap(), "{");
     }
 }

@@ -364,7 +364,9 @@ impl Serving {
             Some(task) => {
                 let hot = self.book.options.hot.iter().filter(|(s, _)| *s == space);
                 let hot: Vec<PageRun> = hot.flat_map(|(_, runs)| runs).copied().collect();
-                let keepsake = uffd.keepsake().map_err(|error| LazyError::System { what: "copy a userfaultfd", error })?;
+                let keepsake = uffd
+                    .keepsake()
+                    .map_err(|error| LazyError::System { what: "copy a userfaultfd", error })?;
                 self.add(Space::restored(space, uffd, task, &hot))?;
                 self.book.tell(LazyEvent::TaskArrived { space, keepsake: Arc::new(keepsake) });
                 return Ok(());

@@ -8,8 +8,8 @@
 //! * The agent orders the restore, or the end ([`HolderOrder`]).
 //! * Docker asks for the start, or the end ([`Ask`]).
 //! * Only the hook knows whether the container may run. The holder therefore
-//!   never ends CRIU while restored tasks exist: CRIU's end would let go of
-//!   them. It ends the tasks first ([`restore::abort`]).
+//!   never ends CRIU while restored tasks live: CRIU's end would let go of
+//!   them. It ends the tasks first ([`exclusion`]).
 
 mod restore;
 mod setup;
@@ -32,6 +32,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use self::setup::Place;
+use super::exclusion;
 use super::stage::wire::{self, Answer, Ask, HolderOrder, MAX_LINE, Report, RestoreSpec};
 
 /// How long a restore that was told to stop may take before it is made to.
@@ -94,7 +95,7 @@ impl Holder {
             if let Phase::Restoring { runc, spec, stop: Some((since, _)) } = &self.phase {
                 restore::unpark(&spec.images);
                 if since.elapsed() > ABORT_PATIENCE {
-                    restore::abort(*runc);
+                    exclusion::end_restore(*runc);
                 }
             }
         }
@@ -271,7 +272,10 @@ impl Holder {
         restore::end_children();
         clear_runc_leftovers(self.place.root.as_deref(), &self.place.id);
         let log_tail = match &self.phase {
-            Phase::Restoring { spec, .. } => restore::log_tail(&spec.work),
+            Phase::Restoring { spec, .. } => {
+                exclusion::clear_mounts(&spec.work);
+                restore::log_tail(&spec.work)
+            }
             _ => String::new(),
         };
         self.report(&Report::Failed { why: why.to_owned(), log_tail });

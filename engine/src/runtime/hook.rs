@@ -4,7 +4,7 @@
 //! the one that matters, `pre-resume`: all tasks are restored then, stopped
 //! under ptrace at the door to their programs. So the script itself enforces
 //! the answer: unless it has heard *go*, it kills the init of the restored pid
-//! namespace and everything in it. Should the hook process itself be killed,
+//! namespace and everything in it ([`exclusion`]). Should the hook process itself be killed,
 //! the shell that started it does the same in its stead.
 
 use std::ffi::OsString;
@@ -14,12 +14,8 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
-use super::procfs;
+use super::exclusion;
 use super::stage::StageDir;
 use super::stage::wire::{self, HookOrder, Report};
 
@@ -39,6 +35,14 @@ kill -9 \"$CRTOOLS_INIT_PID\"
 exit 1
 ";
 
+/// How the hook's last words begin in CRIU's log, where its standard error goes.
+const REFUSAL: &str = "blip hook: not granted: ";
+
+/// The hook's reason, if this line of CRIU's log is its last word.
+pub(super) fn refusal(line: &str) -> Option<&str> {
+    line.strip_prefix(REFUSAL)
+}
+
 /// `blip runtime hook`, called by the script at `pre-resume`.
 pub(super) fn main(_args: &[OsString]) -> ExitCode {
     let init: Option<i32> = std::env::var("CRTOOLS_INIT_PID").ok().and_then(|p| p.parse().ok());
@@ -54,8 +58,10 @@ pub(super) fn main(_args: &[OsString]) -> ExitCode {
     match granted {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            let _ = writeln!(io::stderr(), "blip hook: not granted: {why}");
-            exclude(init_pid);
+            let _ = writeln!(io::stderr(), "{REFUSAL}{why}");
+            if exclusion::kill_namespace(init_pid) {
+                exclusion::kill_calling_criu();
+            }
             ExitCode::FAILURE
         }
     }
@@ -69,27 +75,6 @@ fn wait_for_word(stage: &StageDir, init_pid: i32) -> io::Result<()> {
         Some(HookOrder::Go) => Ok(()),
         Some(HookOrder::Die) => Err(io::Error::other("the agent said no")),
         None => Err(io::Error::other("the agent is gone")),
-    }
-}
-
-/// Kills everything in the pid namespace of `init_pid` and returns when none
-/// of it can execute an instruction any more.
-fn exclude(init_pid: i32) {
-    let own = procfs::pid_namespace(i32::try_from(std::process::id()).unwrap_or(0));
-    let members = match procfs::pid_namespace(init_pid) {
-        Some(namespace) if Some(&namespace) != own.as_ref() => procfs::in_pid_namespace(&namespace),
-        _ => Vec::new(),
-    };
-    let everyone: Vec<i32> = members.into_iter().chain([init_pid]).collect();
-    for &pid in &everyone {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-    // Threads in a ptrace stop die of SIGKILL without being let go.
-    let begun = Instant::now();
-    while !everyone.iter().all(|&pid| procfs::is_ending(pid))
-        && begun.elapsed() < Duration::from_secs(10)
-    {
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -119,7 +104,6 @@ pub fn install_script() -> io::Result<PathBuf> {
 mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
-    use std::process::Command;
 
     fn answer(with: &'static [u8]) -> io::Result<()> {
         let root = tempfile::tempdir().unwrap();
@@ -149,14 +133,5 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let stage = StageDir::make(root.path(), "c1").unwrap();
         assert!(wait_for_word(&stage, 7).is_err());
-    }
-
-    #[test]
-    fn exclusion_waits_for_the_end() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
-        exclude(pid);
-        assert!(procfs::is_ending(pid));
-        child.wait().unwrap();
     }
 }

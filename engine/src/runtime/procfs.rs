@@ -30,6 +30,21 @@ pub(crate) fn is_ending(pid: i32) -> bool {
     })
 }
 
+/// This process's pid.
+pub(crate) fn own_pid() -> i32 {
+    nix::unistd::getpid().as_raw()
+}
+
+/// Its parent's pid.
+pub(crate) fn parent(pid: i32) -> Option<i32> {
+    stat_fields(Path::new(&format!("/proc/{pid}/stat")))?.get(1)?.parse().ok()
+}
+
+/// Its command name, at most 15 bytes.
+pub(crate) fn name(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm")).ok()
+}
+
 /// Its children, as the kernel lists them for all its threads.
 pub(crate) fn children(pid: i32) -> Vec<i32> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };

@@ -8,10 +8,10 @@ use super::resolve;
 use super::subject::Subject;
 use super::{Copied, Ended, MigrateError, Run};
 use crate::docker::never_restart;
-use crate::event::{Event, LazyReport, Phase, PhaseTime, RoundReport, millis};
+use crate::event::{Event, LazyReport, Phase, PhaseTime, millis};
 use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdict};
-use crate::ledger::{Ledger, SourceRecord};
 use crate::lazy::LazyPlan;
+use crate::ledger::{Ledger, SourceRecord};
 use crate::protocol::{MissingPages, PageRequest, RestoreRequest, ToSource, ToTarget};
 use crate::target::intake::{INVENTORY, LOG};
 use crate::target::pages::tag;
@@ -206,7 +206,12 @@ impl<'a> Handover<'a> {
 
     async fn send_images(&mut self, mut request: RestoreRequest) -> Result<(), MigrateError> {
         let directory = self.images()?;
-        let mut blobs = self.peer.link.open_blobs(Priority::AHEAD).await.map_err(super::peer::PeerError::from)?;
+        let mut blobs = self
+            .peer
+            .link
+            .open_blobs(Priority::AHEAD)
+            .await
+            .map_err(super::peer::PeerError::from)?;
         for (name, bytes) in read_images(&directory)? {
             blobs.send_file(&name, bytes).await.map_err(super::peer::PeerError::from)?;
             request.images += 1;
@@ -253,7 +258,9 @@ impl<'a> Handover<'a> {
         match message {
             ToSource::RoundApplied { missing, .. } => {
                 self.unconfirmed -= 1;
-                if !missing.is_empty() && let Err(error) = self.patch(missing).await {
+                if !missing.is_empty()
+                    && let Err(error) = self.patch(missing).await
+                {
                     return SourceEvent::Failed(error.to_string());
                 }
                 SourceEvent::Frozen
@@ -331,7 +338,9 @@ impl<'a> Handover<'a> {
         let state = |source| MigrateError::State { path: self.run.order.state.clone(), source };
         ledger.save(self.ticket, &record).map_err(state)?;
         let Some(frozen) = &mut self.frozen else { return Ok(()) };
-        frozen.dismiss_guard().map_err(|source| MigrateError::State { path: "the guard".into(), source })
+        frozen
+            .dismiss_guard()
+            .map_err(|source| MigrateError::State { path: "the guard".into(), source })
     }
 
     /// Docker must not start it again, and then it ends.
@@ -359,7 +368,9 @@ impl<'a> Handover<'a> {
         while Instant::now() < until && matches!(self.machine, Source::InDoubt { .. }) {
             let order = &self.run.order;
             match resolve::ask(&order.target, &order.identity, self.ticket).await {
-                Ok(Some(Verdict::Lost)) => return self.on(SourceEvent::Verdict(Verdict::Lost)).await,
+                Ok(Some(Verdict::Lost)) => {
+                    return self.on(SourceEvent::Verdict(Verdict::Lost)).await;
+                }
                 Ok(Some(verdict)) => self.on(SourceEvent::Verdict(verdict)).await,
                 Ok(None) | Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
             }
@@ -462,7 +473,8 @@ async fn serve_pages(fetcher: super::pump::Fetcher, link: Connection) {
 }
 
 fn answer(fetcher: &super::pump::Fetcher, request: &PageRequest) -> Bytes {
-    let mut answer = BytesMut::with_capacity(request.pages.len().min(PageRequest::LIMIT) * (PAGE_SIZE + 1));
+    let mut answer =
+        BytesMut::with_capacity(request.pages.len().min(PageRequest::LIMIT) * (PAGE_SIZE + 1));
     for &page in request.pages.iter().take(PageRequest::LIMIT) {
         match fetcher.page(page) {
             None => answer.put_u8(tag::GONE),

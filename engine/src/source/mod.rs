@@ -13,7 +13,9 @@ pub mod resolve;
 pub mod subject;
 
 use crate::docker::Docker;
-use crate::event::{Event, Events, LazyReport, Phase, PhaseTime, Report, RoundReport, Versions, millis};
+use crate::event::{
+    Event, Events, LazyReport, Phase, PhaseTime, Report, RoundReport, Versions, millis,
+};
 use crate::handover::{Outcome, Ticket};
 use crate::plan::{Decision, Planner, RoundFacts};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
@@ -223,11 +225,7 @@ impl Run {
     }
 
     /// Copies rounds of pages, and the files once, while the container runs.
-    async fn pre_copy(
-        &self,
-        subject: &Subject,
-        peer: &mut Peer,
-    ) -> Result<Copied, MigrateError> {
+    async fn pre_copy(&self, subject: &Subject, peer: &mut Peer) -> Result<Copied, MigrateError> {
         let (tracker, why) = track::best();
         self.decide(format!("track by {}", tracker.kind()), why.clone());
         let mut pump = Pump::new(tracker);

@@ -48,9 +48,7 @@ pub fn hardware_addresses(pid: i32) -> io::Result<Vec<(String, [u8; 6])>> {
 fn send(interface: &str, protocol: u16, to: [u8; 6], packet: &[u8]) -> io::Result<()> {
     let index = nix::net::if_::if_nametoindex(interface)?;
     // SAFETY: a plain system call without pointers.
-    let raw = unsafe {
-        libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)
-    };
+    let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if raw < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -7,10 +7,9 @@ use std::process::{Child, Command};
 
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::setup::Place;
+use crate::runtime::exclusion;
 use crate::runtime::hook::{self, BLIP_VARIABLE, STAGE_VARIABLE};
 use crate::runtime::procfs;
 use crate::runtime::real::find_runc;
@@ -88,9 +87,13 @@ fn criu_conf(script: &Path, spec: &RestoreSpec) -> String {
 /// The restored init, or why there is none.
 pub(super) fn outcome(place: &Place, spec: &RestoreSpec, status: u8) -> Result<i32, String> {
     if status != 0 {
+        let log = spec.work.join("restore.log");
+        let criu = fs::read(&log).unwrap_or_default();
+        if let Some(said) = String::from_utf8_lossy(&criu).lines().find_map(hook::refusal) {
+            return Err(format!("the restored container was ended before it ran: {said}"));
+        }
         let said = fs::read_to_string(place.stage.runc_log()).unwrap_or_default();
         let why = last_error(&said).unwrap_or_else(|| format!("it ended with status {status}"));
-        let log = spec.work.join("restore.log");
         return Err(format!(
             "runc could not restore the container: {why} (CRIU's log: {})",
             log.display()
@@ -119,7 +122,8 @@ pub(super) fn log_tail(work: &Path) -> String {
     let late = lines.len().saturating_sub(5);
     let mut tail = String::new();
     for (at, line) in lines.iter().enumerate() {
-        if (at >= late || line.contains("Error") || line.contains("blip")) && tail.len() < LOG_TAIL
+        if (at >= late || line.contains("Error") || line.starts_with("blip"))
+            && tail.len() < LOG_TAIL
         {
             tail.push_str(line);
             tail.push('\n');
@@ -137,30 +141,14 @@ pub(super) fn unpark(images: &Path) {
     }
 }
 
-/// Makes a restore fail. Restored tasks are ended first; CRIU then gives up,
-/// and runc clears what it made. Only while there is no task is CRIU ended
-/// itself: what it holds under ptrace would run when it is gone.
-pub(super) fn abort(runc: i32) {
-    let own = procfs::pid_namespace(i32::try_from(std::process::id()).unwrap_or(0));
-    let children = procfs::children(runc);
-    let is_init = |pid: &&i32| procfs::pid_namespace(**pid).is_some_and(|ns| Some(ns) != own);
-    let inits: Vec<i32> = children.iter().filter(is_init).copied().collect();
-    for pid in if inits.is_empty() { children } else { inits } {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-}
-
-/// Ends what a failed restore may have left to its subreaper, tasks first.
+/// Ends what a failed restore may have left to its subreaper.
 pub(super) fn end_children() {
-    let me = i32::try_from(std::process::id()).unwrap_or(0);
-    abort(me);
+    let me = procfs::own_pid();
     for _ in 0..1000 {
-        let left: Vec<i32> =
-            procfs::children(me).into_iter().filter(|&pid| !procfs::is_ending(pid)).collect();
-        if left.is_empty() {
+        if procfs::children(me).into_iter().all(procfs::is_ending) {
             return;
         }
-        abort(me);
+        exclusion::end_restore(me);
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
 }
