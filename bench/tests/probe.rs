@@ -32,6 +32,12 @@ impl Server {
     }
 
     fn at(addr: SocketAddr) -> Server {
+        // One test installs, the others wait for it.
+        static INSTALLED: std::sync::Once = std::sync::Once::new();
+        INSTALLED.call_once(|| {
+            let tools = [("redis-server", "redis-server")];
+            blip_bench::lab::install(&tools, |_| {}).expect("redis-server can be installed");
+        });
         let dir = tempfile::tempdir().expect("a directory for the server");
         let child = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &addr.port().to_string()])
@@ -40,7 +46,7 @@ impl Server {
             .arg(dir.path())
             .stdout(Stdio::null())
             .spawn()
-            .expect("these tests need a redis-server: apt-get install redis-server");
+            .expect("redis-server starts");
         let server = Server { child, addr, _dir: dir };
         server.redis().wait_ready(Duration::from_secs(10)).expect("the server answers");
         server

@@ -34,9 +34,18 @@ pub(super) fn has_apt() -> bool {
     run::find("apt-get").is_some() && run::find("dpkg").is_some()
 }
 
-/// Installs the programs that are missing, or names them.
+/// Installs the programs that the lab needs and the machine lacks, or names
+/// them.
 pub(super) fn install_tools(progress: fn(&str)) -> Result<()> {
-    let missing: Vec<_> = TOOLS.iter().filter(|(tool, _)| run::find(tool).is_none()).collect();
+    install(&TOOLS, progress)
+}
+
+/// Installs what is missing of `(program, Debian package)` pairs, or names it.
+///
+/// # Errors
+/// Without apt-get, or when it fails.
+pub fn install(tools: &[(&str, &str)], progress: fn(&str)) -> Result<()> {
+    let missing: Vec<_> = tools.iter().filter(|(tool, _)| run::find(tool).is_none()).collect();
     let mut packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
     packages.dedup();
     if packages.is_empty() {

@@ -36,6 +36,7 @@ pub use cgroup::CgroupMode;
 pub use client::Client;
 pub use error::LabError;
 pub use host::Host;
+pub use machine::install;
 pub use init::{enter as enter_host, serve as serve_host};
 pub use rootfs::Suite;
 pub use state::Status;

@@ -6,8 +6,9 @@ use blip_transport::link::LinkError;
 use blip_transport::link::quic::{Connection, Priority, StreamKind};
 use blip_transport::units::Round;
 use bytes::Bytes;
-use std::io;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 
 /// What went wrong with the files.
@@ -22,6 +23,39 @@ pub enum FilesError {
     /// A thread of ours panicked.
     #[error("the file scanner panicked: {0}")]
     Panic(#[from] tokio::task::JoinError),
+}
+
+/// The container's log, so that `docker logs` on the target begins where it
+/// began here. Docker only appends to it.
+pub struct Log {
+    path: PathBuf,
+    sent: u64,
+}
+
+impl Log {
+    /// The log file in which Docker keeps what the container says, if its
+    /// driver keeps one.
+    pub fn of(path: Option<&str>) -> Option<Self> {
+        let path = path.filter(|path| !path.is_empty())?;
+        Some(Self { path: path.into(), sent: 0 })
+    }
+
+    /// What was added since the last call. A log that cannot be read is not
+    /// worth a migration: it ends here.
+    pub fn added(&mut self) -> Bytes {
+        let read = File::open(&self.path).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.sent))?;
+            let mut added = Vec::new();
+            file.read_to_end(&mut added)?;
+            Ok(added)
+        });
+        let added = read.unwrap_or_else(|error| {
+            tracing::warn!("the log {:?} does not travel: {error}", self.path);
+            Vec::new()
+        });
+        self.sent += added.len() as u64;
+        added.into()
+    }
 }
 
 /// A writable layer and what the target has of it.

@@ -212,6 +212,10 @@ impl<'a> Handover<'a> {
             .open_blobs(Priority::AHEAD)
             .await
             .map_err(super::peer::PeerError::from)?;
+        if let (Some(log), Some(name)) = (&mut self.copied.log, BlobName::new(LOG)) {
+            let added = log.added();
+            blobs.send_file(&name, added).await.map_err(super::peer::PeerError::from)?;
+        }
         for (name, bytes) in read_images(&directory)? {
             blobs.send_file(&name, bytes).await.map_err(super::peer::PeerError::from)?;
             request.images += 1;

@@ -22,12 +22,14 @@ use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
 use crate::target::check;
 use crate::track::{self, Stop};
 use blip_transport::files::Pace;
+use crate::target::intake::LOG;
+use blip_transport::link::quic::{BlobName, Priority};
 use blip_transport::page::PageAt;
 use blip_transport::units::{Bandwidth, ByteSize, Round};
-use files::Layer;
+use files::{Layer, Log};
 use freeze::Ready;
 use hand::Handover;
-use peer::Peer;
+use peer::{Peer, PeerError};
 use pump::{Pump, RoundDone};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -137,6 +139,7 @@ pub struct Copied {
     /// Absent while a round is running.
     pump: Option<Pump>,
     layer: Option<Layer>,
+    log: Option<Log>,
     rounds: Vec<RoundReport>,
     next: Round,
     tracker: String,
@@ -233,6 +236,7 @@ impl Run {
         let mut rounds = Vec::new();
         let mut next = Round(0);
         let layer = self.files_ahead(subject, peer, next).await?;
+        let log = self.log_ahead(subject, peer).await?;
         loop {
             let (returned, done) =
                 pump.round(next, subject.tasks()?, Stop::Live, &peer.link).await?;
@@ -247,7 +251,7 @@ impl Run {
                 Decision::Freeze { why: reason } => {
                     self.decide("freeze".into(), reason);
                     let pump = Some(pump);
-                    return Ok(Copied { pump, layer, rounds, next, tracker: why });
+                    return Ok(Copied { pump, layer, log, rounds, next, tracker: why });
                 }
             }
         }
@@ -266,6 +270,23 @@ impl Run {
             ToSource::FilesApplied { .. } => Ok(Some(layer)),
             other => Err(unexpected(other)),
         }
+    }
+
+    /// What the container has said so far.
+    async fn log_ahead(
+        &self,
+        subject: &Subject,
+        peer: &mut Peer,
+    ) -> Result<Option<Log>, MigrateError> {
+        let Some(mut log) = Log::of(subject.inspection.all.log_path.as_deref()) else {
+            return Ok(None);
+        };
+        let mut blobs = peer.link.open_blobs(Priority::BULK).await.map_err(PeerError::from)?;
+        if let Some(name) = BlobName::new(LOG) {
+            blobs.send_file(&name, log.added()).await.map_err(PeerError::from)?;
+        }
+        blobs.finish();
+        Ok(Some(log))
     }
 
     /// Waits until the target has put a round's pages into its store. Returns
