@@ -1,6 +1,7 @@
 //! `blip status`, `blip resolve` and `blip check`.
 
 use super::{Places, exit};
+use crate::cgroup::{Freezer, Version};
 use crate::docker::Docker;
 use crate::handover::{Ticket, Verdict};
 use crate::ledger::{Ledger, SourceRecord, TargetRecord};
@@ -49,7 +50,8 @@ pub(super) fn status(args: &StatusArgs, places: &Places) -> anyhow::Result<ExitC
     }
     for record in &status.in_doubt {
         let (ticket, name, target) = (record.ticket, &record.name, &record.target);
-        writeln!(out, "{ticket}  in doubt   {name}, frozen here, granted to {target}")?;
+        let state = if is_frozen(record) { "frozen here" } else { "runs here" };
+        writeln!(out, "{ticket}  in doubt   {name}, {state}, may have been granted to {target}")?;
     }
     for record in &status.arrivals {
         let step = serde_json::to_value(record.step)?;
@@ -110,6 +112,11 @@ pub(super) async fn check() -> anyhow::Result<ExitCode> {
     }
     let blocked = findings.iter().any(|finding| finding.blocks);
     Ok(ExitCode::from(if blocked { exit::BLOCKED } else { exit::DONE }))
+}
+
+fn is_frozen(record: &SourceRecord) -> bool {
+    let version = if record.unified { Version::V2 } else { Version::V1 };
+    Freezer { path: record.freezer.clone(), version }.is_frozen().unwrap_or(false)
 }
 
 fn departures(places: &Places) -> anyhow::Result<Ledger> {

@@ -92,9 +92,19 @@ impl<'a> Handover<'a> {
 
     /// Sees it through. `Err`: the container was never frozen, or runs again.
     pub async fn run(mut self, ready: Ready) -> Result<Ended, MigrateError> {
+        if let Err(error) = self.save_ticket() {
+            ready.cancel().await;
+            return Err(error);
+        }
         self.clock.last = Instant::now();
         self.run.events.send(Event::Begin { phase: Phase::Freeze });
-        let still = ready.freeze().await?;
+        let still = match ready.freeze().await {
+            Ok(still) => still,
+            Err(error) => {
+                self.forget_ticket();
+                return Err(error.into());
+            }
+        };
         self.clock.end(self.run, Phase::Freeze);
         self.on(SourceEvent::Frozen).await;
         if let Err(error) = self.ship(still).await {
@@ -313,7 +323,9 @@ impl<'a> Handover<'a> {
                 }
                 None
             }
-            SourceAction::SaveTicket => match self.save_ticket() {
+            // It is on disk since before the freeze: a disk that is slow to
+            // sync costs no downtime. The guard must be gone before the grant.
+            SourceAction::SaveTicket => match self.dismiss_guard() {
                 Ok(()) => Some(SourceEvent::TicketSaved),
                 Err(error) => Some(SourceEvent::Failed(error.to_string())),
             },
@@ -334,17 +346,18 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// The ticket is on disk before the guard goes, and the guard is gone
-    /// before the grant is sent.
-    fn save_ticket(&mut self) -> Result<(), MigrateError> {
-        let ledger = self.ledger()?;
-        let record = self.record();
+    fn save_ticket(&self) -> Result<(), MigrateError> {
         let state = |source| MigrateError::State { path: self.run.order.state.clone(), source };
-        ledger.save(self.ticket, &record).map_err(state)?;
-        let Some(frozen) = &mut self.frozen else { return Ok(()) };
-        frozen
-            .dismiss_guard()
-            .map_err(|source| MigrateError::State { path: "the guard".into(), source })
+        self.ledger()?.save(self.ticket, &self.record()).map_err(state)
+    }
+
+    fn forget_ticket(&self) {
+        // What stays is answered by `blip resolve`: it never ran there.
+        let _ = self.ledger().map(|ledger| ledger.remove(self.ticket));
+    }
+
+    fn dismiss_guard(&mut self) -> std::io::Result<()> {
+        self.frozen.as_mut().map_or(Ok(()), Frozen::dismiss_guard)
     }
 
     /// Docker must not start it again, and then it ends.
@@ -360,9 +373,7 @@ impl<'a> Handover<'a> {
         if let Err(error) = resolve::put_away(&self.run.docker, &self.record(), remove).await {
             tracing::error!("{error}");
         }
-        if let Ok(ledger) = self.ledger() {
-            let _ = ledger.remove(self.ticket);
-        }
+        self.forget_ticket();
         let _ = self.peer.say(&ToTarget::Retired).await;
     }
 
@@ -383,10 +394,8 @@ impl<'a> Handover<'a> {
 
     async fn finish(mut self) -> Result<Ended, MigrateError> {
         let outcome = self.machine.outcome().unwrap_or(Outcome::Moved);
-        if let Outcome::Kept { .. } = outcome
-            && let Ok(ledger) = self.ledger()
-        {
-            let _ = ledger.remove(self.ticket);
+        if let Outcome::Kept { .. } = outcome {
+            self.forget_ticket();
         }
         if let Some(frozen) = self.frozen.take() {
             frozen.leave();
