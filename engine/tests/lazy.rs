@@ -17,3 +17,5 @@ mod protocol;
 mod remote;
 #[path = "lazy/restored.rs"]
 mod restored;
+#[path = "lazy/speed.rs"]
+mod speed;

@@ -26,9 +26,11 @@
 mod book;
 mod client;
 mod error;
+mod fill;
 mod owed;
 mod plan;
 mod server;
+mod serving;
 mod space;
 mod stats;
 
@@ -139,7 +141,7 @@ pub enum LazyEvent {
     Failed(Arc<LazyError>),
 }
 
-/// How the server works. The defaults are measured; see `tests/lazy.rs`.
+/// How the server works. The defaults are measured; see `tests/lazy/speed.rs`.
 #[derive(Clone, Debug)]
 pub struct LazyOptions {
     /// Pages filled in the background between two looks for faults.

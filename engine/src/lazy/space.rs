@@ -1,11 +1,11 @@
 //! One address space: what it is owed, who waits in it, and putting pages there.
 
-use super::book::{Book, Fetched, Standing};
+use super::book::{Book, Fetched};
 use super::error::Loss;
 use super::owed::{Owed, Piece};
 use super::plan::TaskPlan;
-use super::{LazyEvent, Local, Urgency};
-use crate::sys::uffd_copy::{Placed, Stop, Uffd, UffdEvent};
+use super::{LazyEvent, Urgency};
+use crate::sys::uffd_copy::{Stop, Uffd, UffdEvent};
 use blip_transport::page::{PageAt, PageIndex, PageRun, SpaceId};
 use blip_transport::units::PAGE_SIZE;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,7 +19,7 @@ const MEMORY_PAUSE: Duration = Duration::from_millis(10);
 
 /// Where a page came from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum From {
+pub(super) enum Via {
     Store,
     Source,
     Zero,
@@ -35,15 +35,15 @@ pub(super) struct Space {
     pub(super) uffd: Uffd,
     pub(super) owed: Owed,
     /// Places to fill next.
-    soon: VecDeque<(u64, u64)>,
+    pub(super) soon: VecDeque<(u64, u64)>,
     /// Everything before this place has been looked at.
-    cursor: u64,
+    pub(super) cursor: u64,
     /// What the store did not have.
-    absent: VecDeque<Piece>,
+    pub(super) absent: VecDeque<Piece>,
     /// Faults not answered yet, and since when they are known.
     faults: BTreeMap<u64, Instant>,
     /// Places to try (again).
-    retry: BTreeSet<u64>,
+    pub(super) retry: BTreeSet<u64>,
     /// Those of them that the kernel called unregistered.
     suspects: BTreeSet<u64>,
     rest_until: Option<Instant>,
@@ -135,7 +135,7 @@ impl Space {
                 self.suspects.clear();
             }
             match event {
-                UffdEvent::PageFault { address, .. } => touched.push(page_of(address)),
+                UffdEvent::PageFault { address } => touched.push(page_of(address)),
                 UffdEvent::Fork { child } => {
                     children.push(self.forked(child));
                     book.tell(LazyEvent::Forked { space: self.origin });
@@ -192,16 +192,16 @@ impl Space {
         let (placed, from) = match self.owed.at(page) {
             None if !faulted => return,
             // Memory that was empty at the dump, or has been thrown away since.
-            None => (self.uffd.zero(address, 1), From::Zero),
+            None => (self.uffd.zero(address, 1), Via::Zero),
             Some(origin) => {
                 let at = PageAt { space: self.origin, index: PageIndex(origin) };
                 match book.fetch(at) {
                     Fetched::Data { remote } => {
-                        let from = if remote { From::Source } else { From::Store };
+                        let from = if remote { Via::Source } else { Via::Store };
                         (self.uffd.copy(address, &book.page[..]), from)
                     }
                     Fetched::Zero { remote } => {
-                        let from = if remote { From::Source } else { From::Zero };
+                        let from = if remote { Via::Source } else { Via::Zero };
                         (self.uffd.zero(address, 1), from)
                     }
                     Fetched::Absent => {
@@ -230,7 +230,7 @@ impl Space {
     }
 
     /// `count` pages from `page` are in place, and whoever waited is awake.
-    fn in_place(&mut self, book: &mut Book, page: u64, count: u64, from: From) {
+    pub(super) fn in_place(&mut self, book: &mut Book, page: u64, count: u64, from: Via) {
         let taken = self.owed.take(page, page + count);
         let missing: u64 = taken.iter().map(|piece| piece.count).sum();
         let waited = self.settle_faults(page, page + count);
@@ -239,13 +239,13 @@ impl Space {
         for since in &waited {
             let latency = since.elapsed().as_nanos() as u64;
             match from {
-                From::Store => stats.from_store += 1,
-                From::Source => stats.from_source += 1,
-                From::Zero => stats.zero += 1,
+                Via::Store => stats.from_store += 1,
+                Via::Source => stats.from_source += 1,
+                Via::Zero => stats.zero += 1,
             }
             let histogram = match from {
-                From::Source => &mut stats.remote_latency,
-                From::Store | From::Zero => &mut stats.local_latency,
+                Via::Source => &mut stats.remote_latency,
+                Via::Store | Via::Zero => &mut stats.local_latency,
             };
             histogram.saturating_record(latency);
         }
@@ -258,7 +258,7 @@ impl Space {
 
     /// The page is in place, but we have not put it there: two threads waited
     /// for one page, or the process has set a guard over it.
-    fn was_there(&mut self, book: &mut Book, page: u64) {
+    pub(super) fn was_there(&mut self, book: &mut Book, page: u64) {
         let taken = self.owed.take(page, page + 1);
         book.stats().raced += taken.len() as u64;
         self.hand_in(book, taken);
@@ -283,7 +283,7 @@ impl Space {
     }
 
     /// The kernel would not take the page at `page`.
-    fn set_back(&mut self, book: &mut Book, page: u64, stop: Stop) {
+    pub(super) fn set_back(&mut self, book: &mut Book, page: u64, stop: Stop) {
         self.retry.insert(page);
         match stop {
             // `hear` comes before the next try.
@@ -362,140 +362,6 @@ impl Space {
         for page in pages {
             self.serve(book, page);
         }
-    }
-
-    /// Asks the source host in the background for what the store did not have.
-    pub(super) fn request_absent(&mut self, book: &mut Book) {
-        while let Some(piece) = self.absent.front_mut() {
-            let at = PageAt { space: self.origin, index: PageIndex(piece.origin) };
-            if let Some(place) = self.owed.place_of(piece.origin) {
-                match book.standing(at) {
-                    Standing::Full => return,
-                    Standing::MayRequest => book.request(at, Urgency::Background),
-                    // Its answer makes every address space try again.
-                    Standing::Requested => {}
-                    // Another one has asked, and the answer came before we did.
-                    Standing::Decided => {
-                        self.retry.insert(place);
-                    }
-                }
-            }
-            piece.origin += 1;
-            piece.count -= 1;
-            if piece.count == 0 {
-                self.absent.pop_front();
-            }
-        }
-    }
-
-    /// Fills up to `budget` pages; answers how many were looked at.
-    pub(super) fn prefill(&mut self, book: &mut Book, budget: u64) -> u64 {
-        let mut looked = 0;
-        while looked < budget {
-            let Some(piece) = self.next_piece(budget - looked) else { break };
-            let upto = self.fill(book, piece);
-            match self.soon.front_mut() {
-                Some(span) => span.0 = upto,
-                None => self.cursor = upto,
-            }
-            looked += upto - piece.place;
-            if upto < piece.place + piece.count {
-                break;
-            }
-        }
-        looked
-    }
-
-    fn next_piece(&mut self, most: u64) -> Option<Piece> {
-        while let Some(&(from, end)) = self.soon.front() {
-            if let Some(piece) = self.owed.within(from, end).next() {
-                return Some(piece.first(most));
-            }
-            self.soon.pop_front();
-        }
-        self.owed.next(self.cursor).map(|piece| piece.first(most))
-    }
-
-    /// Fills one piece from the store; answers the place it got to. Short of
-    /// the end, the kernel wants to be heard first.
-    fn fill(&mut self, book: &mut Book, piece: Piece) -> u64 {
-        let n = piece.count as usize;
-        let (mut pages, mut found) =
-            (std::mem::take(&mut book.pages), std::mem::take(&mut book.found));
-        book.source.local_run(self.origin, piece.dumped(), &mut pages[..n], &mut found[..n]);
-        book.strike_lost(self.origin, piece.dumped(), &mut found[..n]);
-        let mut i = 0;
-        while i < n {
-            let alike = found[i..n].iter().take_while(|&&kind| kind == found[i]).count();
-            let got = match found[i] {
-                Local::Absent => {
-                    let (place, origin) = (piece.place + i as u64, piece.origin + i as u64);
-                    self.absent.push_back(Piece { place, origin, count: alike as u64 });
-                    alike
-                }
-                Local::Data => {
-                    let bytes = pages[i..i + alike].as_flattened();
-                    self.place(
-                        book,
-                        piece.place + i as u64,
-                        alike,
-                        From::Store,
-                        |uffd, i, at, n| uffd.copy(at, &bytes[i * PAGE_SIZE..(i + n) * PAGE_SIZE]),
-                    )
-                }
-                Local::Zero => {
-                    self.place(book, piece.place + i as u64, alike, From::Zero, |uffd, _, at, n| {
-                        uffd.zero(at, n as u64)
-                    })
-                }
-            };
-            i += got;
-            if got < alike {
-                break;
-            }
-        }
-        (book.pages, book.found) = (pages, found);
-        piece.place + i as u64
-    }
-
-    /// Places `count` pages from `page` by `put`, which gets the number of the
-    /// first within these, its address, and how many to place. Answers how many
-    /// it got done with.
-    fn place(
-        &mut self,
-        book: &mut Book,
-        page: u64,
-        count: usize,
-        from: From,
-        put: impl Fn(&Uffd, usize, u64, usize) -> Placed,
-    ) -> usize {
-        // The border of a mapping can lie anywhere in a run, and the kernel
-        // takes no range that crosses one: halve until it does.
-        let mut most = count;
-        let mut done = 0;
-        while done < count {
-            let n = most.min(count - done);
-            let next = page + done as u64;
-            let placed = put(&self.uffd, done, next * PAGE_SIZE as u64, n);
-            if placed.pages > 0 {
-                self.in_place(book, next, placed.pages, from);
-                done += placed.pages as usize;
-                most = count;
-            }
-            match placed.stop {
-                None => {}
-                Some(Stop::Exists) => {
-                    self.was_there(book, page + done as u64);
-                    done += 1;
-                }
-                Some(Stop::Unregistered) if n > 1 => most = n / 2,
-                Some(stop) => {
-                    self.set_back(book, page + done as u64, stop);
-                    break;
-                }
-            }
-        }
-        done
     }
 }
 

@@ -94,8 +94,6 @@ pub enum UffdEvent {
     PageFault {
         /// Address touched, perhaps rounded down to its page.
         address: u64,
-        /// The `UFFD_PAGEFAULT_FLAG_*` bits.
-        flags: u64,
     },
     /// The process forked; the child starts once this message has been read.
     Fork {
@@ -302,7 +300,7 @@ fn parse(message: &[u8]) -> Option<UffdEvent> {
         u64::from_ne_bytes(raw)
     };
     Some(match message[0] {
-        0x12 => UffdEvent::PageFault { flags: word(8), address: word(16) },
+        0x12 => UffdEvent::PageFault { address: word(16) },
         0x13 => {
             let raw = word(8).to_ne_bytes();
             let fd = i32::from_ne_bytes([raw[0], raw[1], raw[2], raw[3]]);

@@ -12,6 +12,7 @@ use blip_transport::page::{PageAt, PageBytes};
 use blip_transport::units::PAGE_SIZE;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::io::{IoSliceMut, Read};
@@ -36,6 +37,12 @@ fn wait_for(path: &Path) {
     }
 }
 
+/// Whether the program is to go on (or to give up) after a short wait.
+fn stopped(dir: &Path) -> bool {
+    std::thread::sleep(Duration::from_millis(1));
+    dir.join("go").exists() || !dir.exists()
+}
+
 /// The program to be restored: fills memory, and when told to looks at it again
 /// while other threads and children use it.
 pub(crate) fn program(dir: &Path) -> bool {
@@ -46,6 +53,20 @@ pub(crate) fn program(dir: &Path) -> bool {
             memory.write(page as usize * PAGE_SIZE + offset, byte(page, offset));
         }
     }
+    // One child shares the memory from before the dump, another one is dead and
+    // waits to be reaped.
+    let sharer = fork_running(move || {
+        memory.write(PAGE_SIZE, 0xC0);
+        while !stopped(dir) {}
+        let own = memory.read(PAGE_SIZE) == 0xC0 && memory.read(PAGE_SIZE + 1) == byte(1, 1);
+        let pages = (2..LENGTH - BUSY).filter(|page| page % HOLE != 5);
+        if own && pages.step_by(3).all(|page| is_page(memory, page, page)) {
+            RIGHT as u8
+        } else {
+            1
+        }
+    });
+    let dead = fork_running(|| RIGHT as u8);
     let still = memory.part(0, LENGTH - BUSY);
     let busy = memory.part(LENGTH - BUSY, BUSY);
     let go = dir.join("go");
@@ -78,10 +99,11 @@ pub(crate) fn program(dir: &Path) -> bool {
     let all = others.map(|t| t.join().unwrap_or(false)).iter().all(|&r| r);
     let child = crate::peer::reap(child);
     let busy = writer.join().unwrap_or(false);
-    let verdict = format!("{all} {child} {busy}");
+    let old = sharer.is_ok_and(crate::peer::reap) && dead.is_ok_and(crate::peer::reap);
+    let verdict = format!("{all} {child} {busy} {old}");
     std::fs::write(dir.join("verdict.new"), &verdict).expect("a file");
     std::fs::rename(dir.join("verdict.new"), dir.join("verdict")).expect("a file");
-    verdict == "true true true"
+    verdict == "true true true true"
 }
 
 struct Memory(HashMap<PageAt, Box<PageBytes>>);
@@ -104,9 +126,11 @@ impl PageSource for Memory {
 }
 
 /// Reads everything that the plan wants from a stopped process.
-fn read_memory(pid: Pid, plan: &LazyPlan) -> Memory {
+fn read_memory(plan: &LazyPlan) -> Memory {
     let mut all = HashMap::new();
     for (space, task) in plan.tasks() {
+        // No pid namespace lies between.
+        let pid = Pid::from_raw(space.0 as i32);
         for index in task.missing.iter().flat_map(|run| run.pages()) {
             let mut bytes = Box::new([0; PAGE_SIZE]);
             let remote = [RemoteIoVec { base: index.address() as usize, len: PAGE_SIZE }];
@@ -160,17 +184,25 @@ fn dump(binary: &Path, child: &mut Child, dir: &Path) -> (LazyPlan, Memory) {
     let said = dumper.stdout.take().unwrap().read(&mut [0; 1]).unwrap();
     assert_eq!(said, 1, "{}", log(dir, "dump"));
     let plan = LazyPlan::from_images(dir).unwrap();
-    let memory = read_memory(Pid::from_raw(child.id() as i32), &plan);
-    child.kill().unwrap();
+    let memory = read_memory(&plan);
+    for (space, _) in plan.tasks() {
+        kill(Pid::from_raw(space.0 as i32), Signal::SIGKILL).unwrap();
+    }
     // The dead belong to their tracer first: CRIU has to go before they can.
     dumper.kill().unwrap();
     dumper.wait().unwrap();
     child.wait().unwrap();
+    // Their pids must be free again: the rest of the tree has become ours.
+    for (space, _) in plan.tasks().filter(|(space, _)| space.0 != child.id()) {
+        waitpid(Pid::from_raw(space.0 as i32), None).unwrap();
+    }
+    while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|s| s != WaitStatus::StillAlive) {}
     (plan, memory)
 }
 
 fn move_it(early: bool) {
     let binary = PathBuf::from(std::env::var_os("BLIP_CRIU").expect("BLIP_CRIU names criu"));
+    nix::sys::prctl::set_child_subreaper(true).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut child = start_program(dir);
@@ -206,7 +238,9 @@ fn move_it(early: bool) {
         std::thread::sleep(Duration::from_millis(5));
     }
     let verdict = std::fs::read_to_string(dir.join("verdict")).unwrap();
-    assert_eq!(verdict, "true true true", "threads, child, writer");
+    let pid = std::fs::read_to_string(dir.join("pid")).unwrap();
+    waitpid(Pid::from_raw(pid.trim().parse().unwrap()), None).unwrap();
+    assert_eq!(verdict, "true true true true", "threads, child, writer, children of before");
 }
 
 #[test]

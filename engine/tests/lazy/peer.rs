@@ -45,10 +45,14 @@ fn hand_over(dir: &Path) -> (UnixStream, OwnedFd) {
 
 /// Memory under the care of a server, as CRIU leaves it.
 fn restore(dir: &Path) -> Arena {
+    restore_sized(dir, PAGES)
+}
+
+fn restore_sized(dir: &Path, pages: u64) -> Arena {
     let (mut stream, uffd) = hand_over(dir);
     // Dead tasks have no memory.
     stream.write_all(&(-9i32).to_ne_bytes()).expect("a server");
-    let memory = Arena::map(BASE, PAGES).expect("a free place");
+    let memory = Arena::map(BASE, pages).expect("a free place");
     memory.register(&uffd).expect("registered");
     drop(uffd);
     finish(stream);
@@ -102,6 +106,14 @@ fn play(scenario: &str, dir: &Path) -> bool {
     }
     if scenario == "half-restored" {
         return half_restored(dir);
+    }
+    if let Some(step) = match scenario {
+        "wait" => Some(0),
+        "touch-random" => Some(104_729),
+        "touch-stream" => Some(1),
+        _ => None,
+    } {
+        return crate::speed::touch(restore_sized(dir, 1 << 18), step);
     }
     let memory = restore(dir);
     match scenario {

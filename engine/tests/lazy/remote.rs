@@ -157,3 +157,20 @@ fn losing_a_source_host_that_is_not_needed_is_nothing() {
     assert_eq!(outcome(&mut scene.child).unwrap().code(), Some(RIGHT));
     end_of(scene.handle).unwrap();
 }
+
+/// A defect in the page source is reported, and nobody reads zeros for it.
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn a_panic_is_an_error_and_never_zeros() {
+    let (mut scene, _) = lost_with(|_, at| panic!("asked for {at:?}"));
+    while !scene.handle.is_over() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(scene.child.try_wait().unwrap().is_none(), "it has read what it cannot have got");
+    let failed = |event: &LazyEvent| matches!(event, LazyEvent::Failed(why) if matches!(**why, LazyError::Panicked));
+    assert!(scene.events.lock().unwrap().iter().any(failed));
+    scene.child.kill().unwrap();
+    assert_eq!(outcome(&mut scene.child).unwrap().code(), None);
+    scene.handle.abort();
+}
