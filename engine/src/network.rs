@@ -12,6 +12,7 @@
 //! start-up is not part of the downtime.
 
 use crate::sys;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -156,6 +157,104 @@ impl Applied {
 /// Ends a cut in the namespace of process `pid`; fine if there is none.
 pub async fn join(pid: i32) -> Result<(), NetworkError> {
     Primed::start(Some(pid), remove_rules(CUT), "join the container again".to_owned())?.fire().await
+}
+
+/// What came for the container while it was cut off: its kernel never saw these
+/// frames, so nobody has acknowledged them. Sent on to where the container runs
+/// then, they are merely late; without that, clients wait for their
+/// retransmission timers, 200 ms and more.
+pub struct InFlight {
+    taps: Vec<sys::net::Tap>,
+}
+
+impl InFlight {
+    /// Taps every interface but `lo` of the namespace of process `pid`. Open it
+    /// before the cut.
+    pub fn tap(pid: i32) -> Result<Self, NetworkError> {
+        let open = |name: &String| sys::net::Tap::open(pid, name);
+        let taps = interfaces(pid)?.iter().map(open).collect::<Result<_, _>>();
+        let taps = taps.map_err(|source| NetworkError::Namespace {
+            what: "tap the interfaces",
+            pid,
+            source,
+        })?;
+        Ok(Self { taps })
+    }
+
+    /// Forgets what has come so far: it reached the container.
+    pub fn reset(&self) {
+        for tap in &self.taps {
+            drop(tap.frames());
+        }
+    }
+
+    /// Sends everything that has come from interface `parent` of this host.
+    /// Returns how many frames that were.
+    pub fn forward(&self, parent: &str) -> io::Result<usize> {
+        let frames: Vec<_> = self.taps.iter().flat_map(sys::net::Tap::frames).collect();
+        sys::net::forward(parent, &frames)?;
+        Ok(frames.len())
+    }
+}
+
+/// A host on the container's segment, as its kernel knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// Interface of the container.
+    #[serde(rename = "dev")]
+    pub interface: String,
+    /// IP address.
+    #[serde(rename = "dst")]
+    pub address: IpAddr,
+    /// MAC address; absent while it is being asked for.
+    #[serde(rename = "lladdr")]
+    pub mac: Option<String>,
+}
+
+/// Whom the kernel knows in the namespace of process `pid`.
+pub async fn neighbours(pid: i32) -> Vec<Neighbour> {
+    let output = Command::new("nsenter")
+        .arg(format!("--net=/proc/{pid}/ns/net"))
+        .args(["ip", "-json", "neigh", "show"])
+        .output()
+        .await;
+    let text = output.map(|output| output.stdout).unwrap_or_default();
+    let mut all: Vec<Neighbour> = serde_json::from_slice(&text).unwrap_or_default();
+    all.retain(|neighbour| neighbour.mac.is_some());
+    all
+}
+
+/// Tells the kernel in the namespace of process `pid` about its neighbours. It
+/// would have to ask for them otherwise, and what asks before the silence is
+/// lifted waits a second for the next try.
+pub async fn introduce(pid: i32, neighbours: &[Neighbour]) -> io::Result<()> {
+    let commands: String = neighbours
+        .iter()
+        .filter(|n| n.interface.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)))
+        .filter_map(|n| Some((n, parse_mac(n.mac.as_deref()?)?)))
+        .map(|(n, mac)| {
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            format!("neigh replace {} lladdr {mac} dev {} nud stale\n", n.address, n.interface)
+        })
+        .collect();
+    let mut child = Command::new("nsenter")
+        .arg(format!("--net=/proc/{pid}/ns/net"))
+        .args(["ip", "-force", "-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(commands.as_bytes()).await?;
+    }
+    child.wait().await.map(drop)
+}
+
+/// The six bytes of a MAC address in its usual notation.
+pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let bytes: Vec<u8> =
+        text.split(':').map(|part| u8::from_str_radix(part, 16)).collect::<Result<_, _>>().ok()?;
+    bytes.try_into().ok()
 }
 
 /// Keeps addresses that are about to arrive here silent on their segment.

@@ -6,6 +6,7 @@
 
 use crate::event::LazyReport;
 use crate::handover::{Ticket, Verdict};
+use crate::network::Neighbour;
 use blip_transport::page::{PageAt, PageRun, SpaceId};
 use blip_transport::units::{ByteSize, Round};
 use serde::{Deserialize, Serialize};
@@ -129,6 +130,8 @@ pub enum ToTarget {
         /// The round.
         round: Round,
     },
+    /// Whom the container's kernel knows on its segment.
+    Neighbours(Vec<Neighbour>),
     /// Restore, and hold.
     Restore(RestoreRequest),
     /// From now on only the target may run the container.

@@ -10,7 +10,7 @@ use super::subject::Subject;
 use crate::cgroup::{CgroupError, Freezer, Version};
 use crate::criu::dump::{DumpError, DumpSpec, Held, Loaded};
 use crate::guard::{Charge, Guard};
-use crate::network::{Applied, Cut, NetworkError};
+use crate::network::{Applied, Cut, InFlight, NetworkError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io;
@@ -41,6 +41,7 @@ pub enum FreezeError {
 pub struct Ready {
     loaded: Loaded,
     cut: Cut,
+    in_flight: InFlight,
     guard: Guard,
     freezer: Freezer,
     init: i32,
@@ -66,6 +67,7 @@ pub struct Frozen {
 struct Stop {
     freezer: Freezer,
     cut: Applied,
+    in_flight: InFlight,
     guard: Option<Guard>,
     init: i32,
 }
@@ -86,6 +88,7 @@ impl Ready {
         };
         let loaded = Loaded::start(&spec).await?;
         let cut = Cut::prime(init)?;
+        let in_flight = InFlight::tap(init)?;
         let freezer = subject.freezer.clone();
         let charge = Charge::Source {
             freezer: freezer.path.clone(),
@@ -94,7 +97,7 @@ impl Ready {
             criu: loaded.pid(),
         };
         let guard = Guard::start(&charge, &[]).map_err(FreezeError::Guard)?;
-        Ok(Self { loaded, cut, guard, freezer, init, images })
+        Ok(Self { loaded, cut, in_flight, guard, freezer, init, images })
     }
 
     /// Stops every task and cuts the network.
@@ -102,11 +105,15 @@ impl Ready {
         let freezer = self.freezer.clone();
         let freezing = tokio::task::spawn_blocking(move || freezer.freeze(FREEZE_LIMIT));
         let (frozen, cut) = tokio::join!(freezing, self.cut.apply());
+        // The few frames between the cut and this moment are forgotten too:
+        // clients send those again by themselves.
+        self.in_flight.reset();
         let frozen = frozen.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let failed = match (frozen, cut) {
             (Ok(()), Ok(cut)) => {
                 let (freezer, init) = (self.freezer, self.init);
-                let stop = Stop { freezer, cut, guard: Some(self.guard), init };
+                let in_flight = self.in_flight;
+                let stop = Stop { freezer, cut, in_flight, guard: Some(self.guard), init };
                 return Ok(Still { loaded: self.loaded, stop, images: self.images });
             }
             (Err(error), cut) => {
@@ -161,6 +168,12 @@ impl Frozen {
     /// frozen until somebody knows better.
     pub fn dismiss_guard(&mut self) -> io::Result<()> {
         self.stop.guard.take().map_or(Ok(()), Guard::dismiss)
+    }
+
+    /// What came for the container meanwhile goes after it, from interface
+    /// `parent` of this host.
+    pub fn forward_in_flight(&self, parent: &str) -> io::Result<usize> {
+        self.stop.in_flight.forward(parent)
     }
 
     /// The target runs it: everything here is killed, silently on the network.

@@ -289,6 +289,7 @@ impl<'a> Handover<'a> {
             }
             ToSource::Resumed => {
                 self.clock.end(self.run, Phase::Grant);
+                self.send_late_frames();
                 self.run.events.send(Event::Begin { phase: Phase::Drain });
                 SourceEvent::Resumed
             }
@@ -358,6 +359,16 @@ impl<'a> Handover<'a> {
 
     fn dismiss_guard(&mut self) -> std::io::Result<()> {
         self.frozen.as_mut().map_or(Ok(()), Frozen::dismiss_guard)
+    }
+
+    /// What clients sent during the downtime reaches the container late, not
+    /// never.
+    fn send_late_frames(&self) {
+        let (Some(frozen), [parent]) = (&self.frozen, &self.subject.parents[..]) else { return };
+        match frozen.forward_in_flight(parent) {
+            Ok(count) => tracing::debug!(count, "frames sent on"),
+            Err(error) => tracing::warn!("frames in flight are lost, clients repeat them: {error}"),
+        }
     }
 
     /// Docker must not start it again, and then it ends.

@@ -17,6 +17,7 @@ use crate::event::{
     Event, Events, LazyReport, Phase, PhaseTime, Report, RoundReport, Versions, millis,
 };
 use crate::handover::{Outcome, Ticket};
+use crate::network;
 use crate::plan::{Decision, Planner, RoundFacts};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
 use crate::target::check;
@@ -115,6 +116,10 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
     let ticket = new_ticket();
     let target_id = run.phase(Phase::Stage, run.stage(&subject, &mut peer, ticket)).await?;
     let copied = run.phase(Phase::PreCopy, run.pre_copy(&subject, &mut peer)).await?;
+    if subject.keep_addresses {
+        let known = network::neighbours(subject.init()).await;
+        peer.say(&ToTarget::Neighbours(known)).await?;
+    }
     let directory = run.order.work_directory(ticket);
     let ready = Ready::load(&subject, &directory).await?;
     let handover = Handover::new(&run, &subject, peer, ticket, copied);

@@ -48,6 +48,9 @@ pub struct Subject {
     pub freezer: Freezer,
     /// Its addresses move with it.
     pub keep_addresses: bool,
+    /// Interfaces of this host that its networks sit on, if it keeps its
+    /// addresses.
+    pub parents: Vec<String>,
     /// Upper directory of its overlay: the writable layer.
     pub upper: Option<PathBuf>,
 }
@@ -65,11 +68,13 @@ impl Subject {
         }
         let bundle = Bundle::of(&inspection.id, inspection.pid)?;
         let freezer = Freezer::of(inspection.pid)?;
-        let keep_addresses = keeps_addresses(docker, &inspection).await?;
+        let parents = parents(docker, &inspection).await?;
+        let keep_addresses = parents.is_some();
         // With Docker's own runtime the process Docker knows is init itself;
         // with blip's it is the holder, whose child is init.
         let upper = upper_directory(crate::runtime::restored_init(inspection.pid));
-        Ok(Self { inspection, bundle, freezer, keep_addresses, upper })
+        let parents = parents.unwrap_or_default();
+        Ok(Self { inspection, bundle, freezer, keep_addresses, parents, upper })
     }
 
     /// Its init on this host.
@@ -178,15 +183,21 @@ impl Subject {
     }
 }
 
-async fn keeps_addresses(docker: &Docker, inspection: &Inspection) -> Result<bool, DockerError> {
-    let networks = inspection.networks();
-    for name in networks.keys() {
-        let driver = docker.network(name).await?.map(|(driver, _)| driver).unwrap_or_default();
+/// The parent interfaces of a container all of whose networks both hosts can
+/// reach; `None` if it cannot keep its addresses.
+async fn parents(
+    docker: &Docker,
+    inspection: &Inspection,
+) -> Result<Option<Vec<String>>, DockerError> {
+    let mut parents = Vec::new();
+    for name in inspection.networks().keys() {
+        let Some((driver, parent)) = docker.network(name).await? else { return Ok(None) };
         if !SEGMENT_DRIVERS.contains(&driver.as_str()) {
-            return Ok(false);
+            return Ok(None);
         }
+        parents.extend(parent);
     }
-    Ok(!networks.is_empty())
+    Ok((!parents.is_empty()).then_some(parents))
 }
 
 /// A process' innermost process ID is its name in the container.

@@ -10,7 +10,7 @@ use crate::guard::{Charge, Guard};
 use crate::handover::{Target, TargetAction, TargetEvent, Ticket, Verdict};
 use crate::lazy::{LazyEvent, LazyHandle, LazyOptions, LazyPlan, TaskPlan};
 use crate::ledger::{TargetRecord, TargetStep};
-use crate::network::Lift;
+use crate::network::{self, Lift};
 use crate::protocol::{RestoreRequest, StageRequest, ToSource, ToTarget};
 use crate::runtime::stage::{StageDir, StageEvent};
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender};
@@ -171,6 +171,12 @@ impl Arrival {
             ToTarget::FilesEnd { round } => {
                 self.intake.files_applied(round).await;
                 self.tell(ToSource::FilesApplied { round }).await;
+            }
+            ToTarget::Neighbours(neighbours) => {
+                let Some(staged) = &self.staged else { return };
+                if let Err(error) = network::introduce(staged.holder.pid, &neighbours).await {
+                    tracing::warn!("the container will have to ask for its neighbours: {error}");
+                }
             }
             ToTarget::Restore(request) => {
                 self.on(TargetEvent::RestoreOrdered).await;

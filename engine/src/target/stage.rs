@@ -7,7 +7,7 @@
 use super::intake::{Intake, Places};
 use crate::docker::{Copy, Docker, DockerError, Inspection};
 use crate::lazy::{LazyError, LazyServer};
-use crate::network::{NetworkError, Silence};
+use crate::network::{NetworkError, Silence, parse_mac};
 use crate::protocol::StageRequest;
 use crate::runtime::stage::{
     CgroupMode, HolderUp, RestoreSpec, STAGE_ROOT, StageDir, StageError, StageEvent, StageServer,
@@ -333,12 +333,6 @@ fn moving(original: &Inspection) -> Vec<Moving> {
         Some(Moving { mac, addresses })
     };
     original.networks().values().filter_map(parse).collect()
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let bytes: Vec<u8> =
-        text.split(':').map(|part| u8::from_str_radix(part, 16)).collect::<Result<_, _>>().ok()?;
-    bytes.try_into().ok()
 }
 
 /// Keeps the moving addresses silent on every parent interface they sit on.
