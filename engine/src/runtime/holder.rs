@@ -38,6 +38,12 @@ use super::stage::wire::{self, Answer, Ask, HolderOrder, MAX_LINE, Report, Resto
 /// How long a restore that was told to stop may take before it is made to.
 const ABORT_PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long CRIU's way is kept warm ([`Seats::stay`]), and how often.
+///
+/// [`Seats::stay`]: super::cgroup::Seats::stay
+const WARM_FOR: Duration = Duration::from_secs(10);
+const WARM_EVERY_MS: u8 = 2;
+
 /// `blip runtime holder ID STAGE BUNDLE READY-FD GLOBAL…`, started by `create`.
 pub(super) fn main(args: &[OsString]) -> ExitCode {
     match setup::stand(args) {
@@ -53,7 +59,7 @@ enum Phase {
     /// Docker waits in `start`; the agent may order the restore.
     Started,
     /// runc restores it; `stop` says since when it is to give up, and why.
-    Restoring { runc: i32, spec: RestoreSpec, stop: Option<(Instant, String)> },
+    Restoring { runc: i32, since: Instant, spec: RestoreSpec, stop: Option<(Instant, String)> },
     /// It runs.
     Restored { init: i32 },
 }
@@ -92,11 +98,17 @@ impl Holder {
             if command && let Some(code) = self.on_command() {
                 return code;
             }
-            if let Phase::Restoring { runc, spec, stop: Some((since, _)) } = &self.phase {
-                restore::unpark(&spec.images);
-                if since.elapsed() > ABORT_PATIENCE {
-                    exclusion::end_restore(*runc);
+            match &self.phase {
+                Phase::Restoring { runc, spec, stop: Some((since, _)), .. } => {
+                    restore::unpark(&spec.images);
+                    if since.elapsed() > ABORT_PATIENCE {
+                        exclusion::end_restore(*runc);
+                    }
                 }
+                Phase::Restoring { since, .. } if since.elapsed() < WARM_FOR => {
+                    self.place.home.stay()
+                }
+                _ => {}
             }
         }
     }
@@ -112,8 +124,13 @@ impl Holder {
             fds.push(PollFd::new(c.as_fd(), PollFlags::POLLIN));
             fds.len() - 1
         });
-        let stopping = matches!(self.phase, Phase::Restoring { stop: Some(_), .. });
-        let timeout = if stopping { PollTimeout::from(20u8) } else { PollTimeout::NONE };
+        let timeout = match &self.phase {
+            Phase::Restoring { stop: Some(_), .. } => PollTimeout::from(20u8),
+            Phase::Restoring { since, .. } if since.elapsed() < WARM_FOR => {
+                PollTimeout::from(WARM_EVERY_MS)
+            }
+            _ => PollTimeout::NONE,
+        };
         if poll(&mut fds, timeout).is_err() {
             return (false, false, false);
         }
@@ -229,7 +246,7 @@ impl Holder {
     fn restore(&mut self, spec: RestoreSpec) -> Option<ExitCode> {
         match restore::spawn(&self.place, &spec) {
             Ok(runc) => {
-                self.phase = Phase::Restoring { runc, spec, stop: None };
+                self.phase = Phase::Restoring { runc, since: Instant::now(), spec, stop: None };
                 self.report(&Report::Restoring { pid: runc });
                 None
             }

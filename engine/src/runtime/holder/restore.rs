@@ -28,7 +28,7 @@ pub(super) fn spawn(place: &Place, spec: &RestoreSpec) -> Result<i32, String> {
         std::env::current_exe().map_err(|e| format!("cannot find the own program: {e}"))?;
     let bundle = place.bundle.write_for_restore(&place.stage, &place.netns)?;
     let conf = place.stage.criu_conf();
-    let lines = criu_conf(&script, spec);
+    let lines = criu_conf(&script, place.seats.unified_path().as_deref(), spec);
     fs::write(&conf, lines).map_err(|e| format!("cannot write {}: {e}", conf.display()))?;
 
     let mut command = Command::new(runc);
@@ -72,8 +72,14 @@ fn spawn_outside(mut command: Command, netns: &fs::File) -> std::io::Result<Chil
 }
 
 /// What runc has no option for.
-fn criu_conf(script: &Path, spec: &RestoreSpec) -> String {
+///
+/// `cgroup` is the container's path in the unified hierarchy: runc 1.1 does not
+/// tell CRIU, which would then restore into a cgroup named like the source's.
+fn criu_conf(script: &Path, cgroup: Option<&str>, spec: &RestoreSpec) -> String {
     let mut conf = format!("action-script \"{}\"\n", script.display());
+    if let Some(path) = cgroup {
+        conf.push_str(&format!("cgroup-root \":{path}\"\n"));
+    }
     if spec.tcp == TcpMode::Close {
         conf.push_str("tcp-close\n");
     }
@@ -205,8 +211,15 @@ mod tests {
             cgroups: CgroupMode::Soft,
             criu_options: vec!["ghost-limit 10M".into()],
         };
-        let conf = criu_conf(Path::new("/var/lib/blip/x"), &spec);
-        assert_eq!(conf, "action-script \"/var/lib/blip/x\"\ntcp-close\nghost-limit 10M\n");
+        let script = Path::new("/var/lib/blip/x");
+        assert_eq!(
+            criu_conf(script, None, &spec),
+            "action-script \"/var/lib/blip/x\"\ntcp-close\nghost-limit 10M\n"
+        );
+        assert!(
+            criu_conf(script, Some("/docker/c1"), &spec)
+                .contains("\ncgroup-root \":/docker/c1\"\n")
+        );
     }
 
     #[test]
