@@ -20,6 +20,8 @@
 //!   follows a grant that is on its disk.
 //! * A target that was asked about a ticket it does not run burns it: a grant
 //!   that is still under way is refused from then on.
+//! * The target swears that it ran only when its memory is complete: until then
+//!   the source is needed, and an agent that dies takes the container with it.
 
 use serde::{Deserialize, Serialize};
 
