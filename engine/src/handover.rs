@@ -20,6 +20,8 @@
 //!   follows a grant that is on its disk.
 //! * A target that was asked about a ticket it does not run burns it: a grant
 //!   that is still under way is refused from then on.
+//! * The target swears that it ran only when its memory is complete: until then
+//!   the source is needed, and an agent that dies takes the container with it.
 
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +66,8 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The container was let run here; the source must never run it again.
+    /// The container was let run here and is complete; the source must never
+    /// run it again, and is not needed.
     Ran,
     /// It never ran here and never will.
     NeverRan,
@@ -295,9 +298,11 @@ impl Target {
             // While it is being carried out nobody knows yet: the asker, who
             // gets no answer, asks again.
             (Self::Committing, E::Asked) => (Self::Committing, vec![]),
-            (state @ (Self::Running | Self::Drained), E::Asked) => {
-                (state, vec![A::Answer(Verdict::Ran)])
-            }
+            // Neither while pages are missing: `Ran` ends the source, which may
+            // hold the only copy, and an agent that dies now takes the
+            // incomplete container with it. Then it must be `Lost`.
+            (Self::Running, E::Asked) => (Self::Running, vec![]),
+            (Self::Drained, E::Asked) => (Self::Drained, vec![A::Answer(Verdict::Ran)]),
             (state, _) => (state, vec![]),
         };
         *self = next;
