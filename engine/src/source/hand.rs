@@ -270,6 +270,11 @@ impl<'a> Handover<'a> {
     /// nothing to it is repeated as an event that changes nothing.
     async fn heard(&mut self, message: ToSource) -> SourceEvent {
         match message {
+            ToSource::RoundApplied { .. } | ToSource::FilesApplied { .. }
+                if self.unconfirmed == 0 =>
+            {
+                SourceEvent::Failed("the target confirmed a round twice".into())
+            }
             ToSource::RoundApplied { missing, .. } => {
                 self.unconfirmed -= 1;
                 if !missing.is_empty()
@@ -337,7 +342,10 @@ impl<'a> Handover<'a> {
             }
             SourceAction::SendAbort => {
                 let why = format!("{:?}", self.machine);
-                let _ = self.peer.say(&ToTarget::Abort { why }).await;
+                // A link that hangs must not prolong the freeze.
+                let abort = ToTarget::Abort { why };
+                let say = self.peer.say(&abort);
+                let _ = tokio::time::timeout(Duration::from_millis(20), say).await;
                 None
             }
             SourceAction::Retire => {

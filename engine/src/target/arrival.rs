@@ -95,7 +95,12 @@ impl Arrival {
                 return Ok(());
             }
         };
-        to_source.send(&ToSource::Staged { container: staged.id.clone() }).await?;
+        let told = to_source.send(&ToSource::Staged { container: staged.id.clone() }).await;
+        if let Err(error) = told {
+            staged.discard("the source is gone").await;
+            agent.ledger.remove(request.ticket)?;
+            return Err(error.into());
+        }
         let (inputs, mut row) = mpsc::unbounded_channel();
         tokio::spawn(listen(from_source, inputs.clone()));
         tokio::spawn(watch_intake(intake.clone(), link.clone(), inputs.clone()));
@@ -273,10 +278,12 @@ impl Arrival {
                 self.drained.then_some(TargetEvent::PagesComplete)
             }
             TargetAction::SendDrained => {
-                let _ = self.record(TargetStep::Complete);
+                // The guard first: it would kill a container that the record
+                // calls complete, if this process died in between.
                 if let Some(guard) = self.guard.take() {
                     let _ = guard.dismiss();
                 }
+                let _ = self.record(TargetStep::Complete);
                 self.tell(ToSource::Drained(self.lazy_report())).await;
                 None
             }
@@ -373,7 +380,10 @@ impl Arrival {
             }
         }
         if !is_let_go(self.init).await {
-            tracing::error!(init = self.init, "CRIU has not let the container go yet");
+            // The word was given: it may run any moment, or have run and died.
+            // Saying nothing keeps the source frozen, which is the safe side.
+            tracing::error!(init = self.init, "CRIU does not let the container go");
+            return TargetEvent::RestoreHeld;
         }
         self.resumed_at = Some(Instant::now());
         announcer::announce(staged.holder.pid, &staged.moving);

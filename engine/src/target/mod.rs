@@ -11,7 +11,7 @@ pub mod intake;
 pub mod pages;
 pub mod stage;
 
-use crate::docker::{Docker, register_runtime};
+use crate::docker::{Docker, DockerError, register_runtime};
 use crate::handover::{Ticket, Verdict};
 use crate::ledger::{Ledger, TargetRecord, TargetStep};
 use crate::network;
@@ -93,8 +93,8 @@ impl Agent {
     /// burns a ticket that has not run.
     async fn verdict(&self, ticket: Ticket, link: &Connection) -> anyhow::Result<Option<Verdict>> {
         let asker = link.peer().to_string();
-        let known: Option<TargetRecord> = self.ledger.load(ticket)?;
-        if known.as_ref().is_some_and(|record| record.source != asker) {
+        let owned_by_another = |record: &TargetRecord| record.source != asker;
+        if self.ledger.load(ticket)?.as_ref().is_some_and(owned_by_another) {
             anyhow::bail!("ticket {ticket} belongs to another source");
         }
         let under_way = self.lock().get(&ticket).cloned();
@@ -104,7 +104,8 @@ impl Agent {
                 return Ok(answer.await.unwrap_or(None));
             }
         }
-        let Some(mut record) = known else {
+        // Read only now: an arrival that has just ended wrote its last word.
+        let Some(mut record) = self.ledger.load::<TargetRecord>(ticket)? else {
             // Never heard of: make sure that it stays so.
             let record =
                 TargetRecord { ticket, container: None, step: TargetStep::Burned, source: asker };
@@ -112,7 +113,12 @@ impl Agent {
             return Ok(Some(Verdict::NeverRan));
         };
         let alive = match &record.container {
-            Some(id) => self.docker.inspect(id).await.is_ok_and(|found| found.running),
+            Some(id) => match self.docker.inspect(id).await {
+                Ok(found) => found.running,
+                Err(DockerError::NoContainer { .. }) => false,
+                // Docker's silence is no proof of death.
+                Err(error) => return Err(error.into()),
+            },
             None => false,
         };
         // "Granted" is written ahead: that the word was really given, only the
