@@ -1,0 +1,469 @@
+//! One migration, seen from the target: everything that happens is put in a
+//! row, fed to the pure [`handover::Target`], and its actions are carried out.
+
+use super::intake::{Intake, IntakeError};
+use super::pages::StoredPages;
+use super::stage::Staged;
+use super::{Agent, announcer};
+use crate::event::{LazyReport, millis};
+use crate::guard::{Charge, Guard};
+use crate::handover::{Target, TargetAction, TargetEvent, Ticket, Verdict};
+use crate::lazy::{LazyEvent, LazyHandle, LazyOptions, LazyPlan, TaskPlan};
+use crate::ledger::{TargetRecord, TargetStep};
+use crate::network::Lift;
+use crate::protocol::{RestoreRequest, StageRequest, ToSource, ToTarget};
+use crate::runtime::stage::{StageDir, StageEvent};
+use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender};
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// How long CRIU may take from the last image to the hold, and from the grant
+/// to the first instruction.
+const STEP_LIMIT: Duration = Duration::from_secs(60);
+
+/// Something that happened, from wherever.
+enum Input {
+    Message(ToTarget),
+    LinkLost(String),
+    Intake(IntakeError),
+    Stage(StageEvent),
+    Lazy(LazyEvent),
+    Asked(oneshot::Sender<Option<Verdict>>),
+}
+
+/// A question from another connection about this handover's ticket.
+pub type Question = oneshot::Sender<Option<Verdict>>;
+
+/// One migration on its way in.
+pub struct Arrival {
+    agent: Arc<Agent>,
+    link: Connection,
+    to_source: Option<ControlSender>,
+    machine: Target,
+    ticket: Ticket,
+    intake: Arc<Intake>,
+    staged: Option<Staged>,
+    lazy: Option<LazyHandle>,
+    lifts: Vec<Lift>,
+    guard: Option<Guard>,
+    /// Userfaultfds for the guard to hold.
+    keepsakes: Vec<Arc<OwnedFd>>,
+    serving_since: Option<Instant>,
+    init: i32,
+    resumed_at: Option<Instant>,
+    drained: bool,
+    failure: Option<String>,
+    questions: Vec<Question>,
+    inputs: mpsc::UnboundedSender<Input>,
+}
+
+impl Arrival {
+    /// Stages what the source asks for and sees it through to its end.
+    pub async fn run(
+        agent: Arc<Agent>,
+        link: Connection,
+        mut to_source: ControlSender,
+        from_source: ControlReceiver,
+        request: StageRequest,
+        mut questions: mpsc::Receiver<Question>,
+    ) -> anyhow::Result<()> {
+        let intake = Intake::new(agent.memory_limit(request.memory));
+        let record = |container: Option<String>| TargetRecord {
+            ticket: request.ticket,
+            container,
+            step: TargetStep::Staged,
+            source: link.peer().to_string(),
+        };
+        agent.ledger.save(request.ticket, &record(None))?;
+        let staged = Staged::prepare(&agent.docker, &request, &intake, |id| {
+            let _ = agent.ledger.save(request.ticket, &record(Some(id.to_owned())));
+        })
+        .await;
+        let staged = match staged {
+            Ok(staged) => staged,
+            Err(error) => {
+                agent.ledger.remove(request.ticket)?;
+                tracing::warn!(ticket = %request.ticket, "cannot stage: {error}");
+                to_source.send(&ToSource::Failed { why: error.to_string() }).await?;
+                to_source.finish().await?;
+                return Ok(());
+            }
+        };
+        to_source.send(&ToSource::Staged { container: staged.id.clone() }).await?;
+        let (inputs, mut row) = mpsc::unbounded_channel();
+        tokio::spawn(listen(from_source, inputs.clone()));
+        tokio::spawn(watch_intake(intake.clone(), link.clone(), inputs.clone()));
+        let mut arrival = Self {
+            agent,
+            link,
+            to_source: Some(to_source),
+            machine: Target::Staged,
+            ticket: request.ticket,
+            intake,
+            staged: Some(staged),
+            lazy: None,
+            lifts: Vec::new(),
+            guard: None,
+            keepsakes: Vec::new(),
+            serving_since: None,
+            init: 0,
+            resumed_at: None,
+            drained: false,
+            failure: None,
+            questions: Vec::new(),
+            inputs,
+        };
+        while !arrival.is_over() {
+            let input = tokio::select! {
+                Some(input) = row.recv() => input,
+                Some(event) = arrival.next_stage_event() => Input::Stage(event),
+                Some(question) = questions.recv() => Input::Asked(question),
+            };
+            arrival.take(input).await;
+        }
+        arrival.settle().await
+    }
+
+    /// Over when it is gone, or complete and Docker's.
+    fn is_over(&self) -> bool {
+        self.machine == Target::Gone || (self.drained && self.to_source.is_none())
+    }
+
+    async fn next_stage_event(&mut self) -> Option<StageEvent> {
+        match &mut self.staged {
+            Some(staged) => staged.server.next().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn take(&mut self, input: Input) {
+        match input {
+            Input::Message(message) => self.message(message).await,
+            Input::LinkLost(why) => self.link_lost(why).await,
+            Input::Intake(error) => match error {
+                IntakeError::Link(_) => {}
+                other => self.fail(other.to_string()).await,
+            },
+            Input::Stage(event) => self.stage_event(event).await,
+            Input::Lazy(event) => self.lazy_event(event).await,
+            Input::Asked(question) => {
+                self.questions.push(question);
+                self.on(TargetEvent::Asked).await;
+                // No answer now means: ask again.
+                self.answer(None);
+            }
+        }
+    }
+
+    async fn message(&mut self, message: ToTarget) {
+        match message {
+            ToTarget::RoundEnd { round, batches } => {
+                let missing = self.intake.round_applied(round, batches).await;
+                self.tell(ToSource::RoundApplied { round, missing }).await;
+            }
+            ToTarget::FilesEnd { round } => {
+                self.intake.files_applied(round).await;
+                self.tell(ToSource::FilesApplied { round }).await;
+            }
+            ToTarget::Restore(request) => {
+                self.on(TargetEvent::RestoreOrdered).await;
+                if self.machine == Target::Restoring {
+                    self.restore(request).await;
+                }
+            }
+            ToTarget::Grant(ticket) if ticket == self.ticket => self.on(TargetEvent::Grant).await,
+            ToTarget::Abort { why } => {
+                self.failure = Some(why);
+                self.on(TargetEvent::Abort).await;
+            }
+            ToTarget::Retired => self.to_source = None,
+            other => self.fail(format!("the source said {other:?} out of turn")).await,
+        }
+    }
+
+    async fn link_lost(&mut self, why: String) {
+        self.failure.get_or_insert(format!("the source is gone: {why}"));
+        self.to_source = None;
+        self.on(TargetEvent::LinkLost).await;
+    }
+
+    async fn stage_event(&mut self, event: StageEvent) {
+        match event {
+            StageEvent::Held { init_pid } => {
+                self.init = init_pid;
+                self.before_the_hold_is_told();
+                self.on(TargetEvent::RestoreHeld).await;
+            }
+            StageEvent::Failed { why, log_tail } => {
+                self.fail(format!("{why} {log_tail}").trim().to_owned()).await;
+            }
+            StageEvent::HolderGone | StageEvent::HookGone if !self.machine.runs() => {
+                self.fail("the runtime's holder ended".into()).await;
+            }
+            _ => {}
+        }
+    }
+
+    async fn lazy_event(&mut self, event: LazyEvent) {
+        match event {
+            LazyEvent::TaskArrived { keepsake, .. } => self.keepsakes.push(keepsake),
+            LazyEvent::Drained => {
+                self.drained = true;
+                if self.machine.runs() {
+                    self.on(TargetEvent::PagesComplete).await;
+                }
+            }
+            LazyEvent::Lost { space, page, why } => {
+                let why = format!("page {page:#x} of process {} is lost: {why}", space.0);
+                self.fail(why).await;
+            }
+            LazyEvent::Failed(error) => self.fail(error.to_string()).await,
+            _ => {}
+        }
+    }
+
+    /// Something broke. Before the grant that undoes the arrival; after it the
+    /// container runs on with what it has, and the log says what is wrong.
+    async fn fail(&mut self, why: String) {
+        tracing::error!(ticket = %self.ticket, "{why}");
+        self.failure = Some(why);
+        self.on(TargetEvent::Failed).await;
+    }
+
+    async fn on(&mut self, event: TargetEvent) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.machine.on(event) {
+                events.extend(self.act(action).await);
+            }
+        }
+    }
+
+    /// Carries out an action; what comes of it at once is the next event.
+    async fn act(&mut self, action: TargetAction) -> Option<TargetEvent> {
+        match action {
+            TargetAction::Restore => None,
+            TargetAction::SendHeld => {
+                self.tell(ToSource::Held).await;
+                None
+            }
+            TargetAction::SaveGrant => match self.record(TargetStep::Granted) {
+                Ok(()) => Some(TargetEvent::GrantSaved),
+                Err(error) => {
+                    self.failure = Some(format!("cannot record the grant: {error}"));
+                    Some(TargetEvent::Failed)
+                }
+            },
+            TargetAction::Resume => Some(self.resume().await),
+            TargetAction::SendResumed => {
+                self.tell(ToSource::Resumed).await;
+                self.drained.then_some(TargetEvent::PagesComplete)
+            }
+            TargetAction::SendDrained => {
+                let _ = self.record(TargetStep::Complete);
+                if let Some(guard) = self.guard.take() {
+                    let _ = guard.dismiss();
+                }
+                self.tell(ToSource::Drained(self.lazy_report())).await;
+                None
+            }
+            TargetAction::SendFailed => {
+                let why = self.failure.clone().unwrap_or_default();
+                self.tell(ToSource::Failed { why }).await;
+                None
+            }
+            TargetAction::Discard => {
+                self.discard().await;
+                None
+            }
+            TargetAction::Answer(verdict) => {
+                self.answer(Some(verdict));
+                None
+            }
+        }
+    }
+
+    /// The images are on their way: lets the waiting restore go on when they
+    /// are there, with the lazy-pages server ready for it.
+    async fn restore(&mut self, request: RestoreRequest) {
+        let Some(staged) = &mut self.staged else { return };
+        let Some(server) = staged.lazy.take() else { return };
+        let inventory = self.intake.images(request.images).await;
+        let images = staged.images.clone();
+        let inbox = server.inbox();
+        let source = StoredPages::new(self.intake.clone(), self.link.clone(), inbox);
+        let inputs = self.inputs.clone();
+        let (plan, hot) = plan(request);
+        let options = LazyOptions { hot, ..LazyOptions::default() };
+        let observer = move |event| drop(inputs.send(Input::Lazy(event)));
+        match server.serve(plan, source, options, observer) {
+            Ok(handle) => {
+                self.lazy = Some(handle);
+                self.serving_since = Some(Instant::now());
+            }
+            Err(error) => return self.fail(error.to_string()).await,
+        }
+        let released = tokio::task::spawn_blocking(move || {
+            StageDir::release_inventory(&images, &inventory, STEP_LIMIT)
+        });
+        match released.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.fail(error.to_string()).await,
+            Err(error) => self.fail(error.to_string()).await,
+        }
+    }
+
+    /// What the grant will need is made ready while it is on its way.
+    fn before_the_hold_is_told(&mut self) {
+        let Some(staged) = &self.staged else { return };
+        for silence in &staged.silences {
+            match silence.prime_lift() {
+                Ok(lift) => self.lifts.push(lift),
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        let keepsakes = std::mem::take(&mut self.keepsakes);
+        match Guard::start(&Charge::Target { init: self.init }, &keepsakes) {
+            Ok(guard) => self.guard = Some(guard),
+            Err(error) => tracing::warn!("cannot start the guard: {error}"),
+        }
+    }
+
+    /// The grant is on disk: this host owns the container.
+    async fn resume(&mut self) -> TargetEvent {
+        let Some(staged) = &self.staged else { return TargetEvent::Failed };
+        if let Err(error) = staged.server.go().await {
+            self.failure = Some(format!("the restored container is gone: {error}"));
+            return TargetEvent::Failed;
+        }
+        for lift in self.lifts.drain(..) {
+            if let Err(error) = lift.now().await {
+                tracing::error!("{error}");
+            }
+        }
+        if !is_let_go(self.init).await {
+            tracing::error!(init = self.init, "CRIU has not let the container go yet");
+        }
+        self.resumed_at = Some(Instant::now());
+        announcer::announce(staged.holder.pid, &staged.moving);
+        TargetEvent::Resumed
+    }
+
+    async fn discard(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            let _ = guard.dismiss();
+        }
+        let why = self.failure.clone().unwrap_or_else(|| "the migration was given up".into());
+        if let Some(staged) = self.staged.take() {
+            staged.discard(&why).await;
+        }
+        if let Some(lazy) = self.lazy.take() {
+            // Joins a thread: off the async ones.
+            let _ = tokio::task::spawn_blocking(move || lazy.abort()).await;
+        }
+        let _ = self.record(TargetStep::Burned);
+        tracing::info!(ticket = %self.ticket, %why, "discarded");
+    }
+
+    /// After the end: Docker owns what runs; what never ran is on record.
+    async fn settle(self) -> anyhow::Result<()> {
+        if let Some(to_source) = self.to_source {
+            // What was said last must arrive before the connection goes.
+            let _ = to_source.finish().await;
+        }
+        if let Some(staged) = self.staged {
+            staged.settle().await?;
+        }
+        Ok(())
+    }
+
+    fn record(&self, step: TargetStep) -> std::io::Result<()> {
+        let record = TargetRecord {
+            ticket: self.ticket,
+            container: self.staged.as_ref().map(|staged| staged.id.clone()),
+            step,
+            source: self.link.peer().to_string(),
+        };
+        self.agent.ledger.save(self.ticket, &record)
+    }
+
+    async fn tell(&mut self, message: ToSource) {
+        let Some(to_source) = &mut self.to_source else { return };
+        if let Err(error) = to_source.send(&message).await {
+            tracing::warn!("cannot tell the source: {error}");
+        }
+    }
+
+    fn answer(&mut self, verdict: Option<Verdict>) {
+        for question in self.questions.drain(..) {
+            let _ = question.send(verdict);
+        }
+    }
+
+    fn lazy_report(&self) -> LazyReport {
+        let Some(lazy) = &self.lazy else { return LazyReport::default() };
+        let stats = lazy.stats();
+        let finished = self.serving_since.zip(stats.finished).map(|(since, took)| since + took);
+        let drain = finished
+            .zip(self.resumed_at)
+            .map(|(end, resumed)| end.saturating_duration_since(resumed));
+        let mut latency = stats.local_latency.clone();
+        let _ = latency.add(&stats.remote_latency);
+        LazyReport {
+            faults: stats.faults,
+            from_store: stats.prefilled + stats.from_store,
+            from_source: stats.from_source,
+            p50_us: latency.value_at_quantile(0.5) / 1000,
+            p99_us: latency.value_at_quantile(0.99) / 1000,
+            drain_ms: drain.map(millis).unwrap_or(0.0),
+        }
+    }
+}
+
+/// CRIU has detached from a process when nobody traces it any more.
+async fn is_let_go(pid: i32) -> bool {
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        if status.contains("TracerPid:\t0\n") {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_micros(500)).await;
+    }
+    false
+}
+
+fn plan(
+    request: RestoreRequest,
+) -> (LazyPlan, Vec<(blip_transport::page::SpaceId, Vec<blip_transport::page::PageRun>)>) {
+    let mut hot = Vec::new();
+    let tasks = request.tasks.into_iter().map(|task| {
+        hot.push((task.space, task.hot));
+        (task.space, TaskPlan { missing: task.missing, wiped_on_fork: task.wiped_on_fork })
+    });
+    let plan = LazyPlan::new(tasks.collect::<Vec<_>>());
+    (plan, hot)
+}
+
+async fn listen(mut from_source: ControlReceiver, inputs: mpsc::UnboundedSender<Input>) {
+    loop {
+        let input = match from_source.recv().await {
+            Ok(message) => Input::Message(message),
+            Err(error) => {
+                let _ = inputs.send(Input::LinkLost(error.to_string()));
+                return;
+            }
+        };
+        if inputs.send(input).is_err() {
+            return;
+        }
+    }
+}
+
+async fn watch_intake(intake: Arc<Intake>, link: Connection, inputs: mpsc::UnboundedSender<Input>) {
+    let error = intake.run(link).await;
+    let _ = inputs.send(Input::Intake(error));
+}

@@ -1,0 +1,264 @@
+//! What comes over the link besides control messages: pages into the store,
+//! images into their directory, files into the container.
+
+use blip_transport::files::{Apply, ApplyOptions};
+use blip_transport::link::LinkError;
+use blip_transport::link::quic::{BlobReceiver, BulkReceiver, Connection, StreamKind};
+use blip_transport::page::PageAt;
+use blip_transport::store::PageStore;
+use blip_transport::units::{ByteSize, Round};
+use blip_transport::wire;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use tokio::sync::Notify;
+
+/// Largest image of CRIU's that is taken, without the memory that blip brings.
+const MAX_IMAGE: ByteSize = ByteSize(4 << 30);
+/// The image that lets a waiting restore go on; it is kept, not written.
+pub const INVENTORY: &str = "inventory.img";
+/// Lines of the container's log, to go before those it writes here.
+pub const LOG: &str = "docker.log";
+
+/// Why something that came could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IntakeError {
+    /// The link.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// A batch of pages is damaged.
+    #[error("a batch of pages is damaged: {0}")]
+    Batch(#[from] wire::WireError),
+    /// The store is full or out of step.
+    #[error(transparent)]
+    Store(#[from] blip_transport::store::StoreError),
+    /// The container's files could not be written.
+    #[error("cannot write the container's files: {0}")]
+    Files(#[from] blip_transport::files::ApplyError),
+    /// An image or the log could not be written.
+    #[error("cannot write {path:?}: {source}")]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something came before there was a place for it.
+    #[error("{what} came before the container was staged")]
+    TooEarly {
+        /// What.
+        what: &'static str,
+    },
+}
+
+/// Where things go once the container is staged.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// CRIU's images.
+    pub images: PathBuf,
+    /// The container's mounted root.
+    pub rootfs: PathBuf,
+    /// What of it belongs to this host's Docker.
+    pub files: ApplyOptions,
+    /// Its log file here, if its driver keeps one.
+    pub log: Option<PathBuf>,
+}
+
+/// How much has come.
+#[derive(Debug, Default)]
+struct Progress {
+    rounds: BTreeMap<Round, (u32, Vec<PageAt>)>,
+    files: BTreeMap<Round, ()>,
+    images: u32,
+    inventory: Option<Vec<u8>>,
+}
+
+/// Takes in everything that a migration sends.
+pub struct Intake {
+    /// The container's memory as far as it has come.
+    pub store: RwLock<PageStore>,
+    places: Mutex<Option<Places>>,
+    progress: Mutex<Progress>,
+    changed: Notify,
+}
+
+impl Intake {
+    /// An intake whose store takes at most `limit` bytes.
+    pub fn new(limit: ByteSize) -> Arc<Self> {
+        Arc::new(Self {
+            store: RwLock::new(PageStore::new(limit)),
+            places: Mutex::default(),
+            progress: Mutex::default(),
+            changed: Notify::new(),
+        })
+    }
+
+    /// Says where images and files go.
+    pub fn place(&self, places: Places) {
+        *lock(&self.places) = Some(places);
+    }
+
+    /// Takes streams until the link ends or something goes wrong.
+    pub async fn run(self: Arc<Self>, link: Connection) -> IntakeError {
+        let (failed, mut failure) = tokio::sync::mpsc::channel(1);
+        loop {
+            let stream = tokio::select! {
+                stream = link.accept_bulk() => stream,
+                Some(error) = failure.recv() => return error,
+            };
+            let stream = match stream {
+                Ok(stream) => stream,
+                Err(e) => return e.into(),
+            };
+            let (intake, failed) = (self.clone(), failed.clone());
+            tokio::spawn(async move {
+                if let Err(error) = intake.take(stream).await {
+                    let _ = failed.send(error).await;
+                }
+            });
+        }
+    }
+
+    async fn take(&self, stream: BulkReceiver) -> Result<(), IntakeError> {
+        match stream.kind() {
+            StreamKind::Pages(round) => self.take_pages(round, stream).await,
+            StreamKind::Files(round) => self.take_files(round, stream).await,
+            StreamKind::Blobs => self.take_blobs(BlobReceiver::new(stream)).await,
+        }
+    }
+
+    async fn take_pages(&self, round: Round, mut stream: BulkReceiver) -> Result<(), IntakeError> {
+        while let Some(frame) = stream.recv().await? {
+            let batch = wire::decode(frame)?;
+            let applied = write(&self.store).apply(&batch)?;
+            let mut progress = lock(&self.progress);
+            let entry = progress.rounds.entry(round).or_default();
+            entry.0 += 1;
+            entry.1.extend(applied.missing);
+            drop(progress);
+            self.changed.notify_waiters();
+        }
+        Ok(())
+    }
+
+    async fn take_files(&self, round: Round, mut stream: BulkReceiver) -> Result<(), IntakeError> {
+        let places = self.places("files")?;
+        let (to, mut frames) = tokio::sync::mpsc::channel::<bytes::Bytes>(4);
+        let applying = tokio::task::spawn_blocking(move || {
+            let mut apply = Apply::open(&places.rootfs, places.files)?;
+            while let Some(frame) = frames.blocking_recv() {
+                apply.frame(&frame)?;
+            }
+            apply.finish()
+        });
+        while let Some(frame) = stream.recv().await? {
+            if to.send(frame).await.is_err() {
+                break;
+            }
+        }
+        drop(to);
+        applying.await.map_err(|e| IntakeError::Write {
+            path: "the container's files".into(),
+            source: io::Error::other(e),
+        })??;
+        lock(&self.progress).files.insert(round, ());
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    async fn take_blobs(&self, mut stream: BlobReceiver) -> Result<(), IntakeError> {
+        while let Some(blob) = stream.next_whole(MAX_IMAGE).await? {
+            let name = blob.name.as_str();
+            let places = self.places("images")?;
+            match name {
+                INVENTORY => lock(&self.progress).inventory = Some(blob.bytes.to_vec()),
+                LOG => match &places.log {
+                    Some(path) => append(path, &blob.bytes)?,
+                    None => continue,
+                },
+                _ => write_image(&places.images.join(name), &blob.bytes)?,
+            }
+            if name != LOG {
+                lock(&self.progress).images += 1;
+            }
+            self.changed.notify_waiters();
+        }
+        Ok(())
+    }
+
+    /// Waits until all batches of a round are in the store. Returns the pages
+    /// that have to be sent whole.
+    pub async fn round_applied(&self, round: Round, batches: u32) -> Vec<PageAt> {
+        self.until(|progress| {
+            if batches == 0 {
+                return Some(Vec::new());
+            }
+            let (applied, missing) = progress.rounds.get_mut(&round)?;
+            (*applied >= batches).then(|| std::mem::take(missing))
+        })
+        .await
+    }
+
+    /// Waits until the files of a round are in place.
+    pub async fn files_applied(&self, round: Round) {
+        self.until(|progress| progress.files.get(&round).copied()).await;
+    }
+
+    /// Waits until that many images have come. Returns the inventory.
+    pub async fn images(&self, count: u32) -> Vec<u8> {
+        self.until(|progress| {
+            (progress.images >= count).then(|| progress.inventory.take()).flatten()
+        })
+        .await
+    }
+
+    async fn until<T>(&self, mut ready: impl FnMut(&mut Progress) -> Option<T>) -> T {
+        loop {
+            // Registered before the look, so that no change is missed.
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(value) = ready(&mut lock(&self.progress)) {
+                return value;
+            }
+            changed.await;
+        }
+    }
+
+    fn places(&self, what: &'static str) -> Result<Places, IntakeError> {
+        lock(&self.places).clone().ok_or(IntakeError::TooEarly { what })
+    }
+}
+
+fn write_image(path: &Path, bytes: &[u8]) -> Result<(), IntakeError> {
+    // Never through a link or over what is there: images come once.
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(bytes))
+        .map_err(|source| IntakeError::Write { path: path.into(), source })
+}
+
+fn append(path: &Path, bytes: &[u8]) -> Result<(), IntakeError> {
+    OpenOptions::new()
+        .append(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(bytes))
+        .map_err(|source| IntakeError::Write { path: path.into(), source })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes to a lock that nobody poisons: what panics with it held is a bug
+/// that must not cost the pages already there.
+pub(super) fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads from such a lock.
+pub(super) fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,167 @@
+//! The host a container arrives on: `blip agent`.
+//!
+//! One connection is one migration, or one question about an earlier one. The
+//! agent keeps on disk what it must remember ([`crate::ledger`]); all else it
+//! can forget: what was staged and never ran is removed when it starts again.
+
+mod announcer;
+pub mod arrival;
+pub mod check;
+pub mod intake;
+pub mod pages;
+pub mod stage;
+
+use crate::docker::{Docker, register_runtime};
+use crate::handover::{Ticket, Verdict};
+use crate::ledger::{Ledger, TargetRecord, TargetStep};
+use crate::network;
+use crate::protocol::{HostFacts, ToSource, ToTarget};
+use arrival::{Arrival, Question};
+use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender, Session};
+use blip_transport::units::ByteSize;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{mpsc, oneshot};
+
+/// The target's part of blip, for all migrations that come in.
+pub struct Agent {
+    docker: Docker,
+    ledger: Ledger,
+    facts: HostFacts,
+    /// Whom to ask about a handover that is under way.
+    under_way: Mutex<HashMap<Ticket, mpsc::Sender<Question>>>,
+}
+
+impl Agent {
+    /// Readies this host: registers the runtime and removes what an earlier
+    /// agent left half done.
+    pub async fn start(docker: Docker, state: &Path, blip: &Path) -> anyhow::Result<Arc<Self>> {
+        register_runtime(&docker, blip).await?;
+        let ledger = Ledger::open(&state.join("arrivals"))?;
+        clean_up(&docker, &ledger).await?;
+        let facts = check::facts(&docker).await?;
+        let under_way = Mutex::default();
+        Ok(Arc::new(Self { docker, ledger, facts, under_way }))
+    }
+
+    /// Serves one connection to its end.
+    pub async fn serve(self: Arc<Self>, session: Session) {
+        let Session { connection, control } = session;
+        let peer = connection.remote_addr();
+        let (to_source, from_source) = control.split();
+        if let Err(error) = self.converse(connection, to_source, from_source).await {
+            tracing::warn!(%peer, "{error:#}");
+        }
+    }
+
+    async fn converse(
+        self: Arc<Self>,
+        link: Connection,
+        mut to_source: ControlSender,
+        mut from_source: ControlReceiver,
+    ) -> anyhow::Result<()> {
+        loop {
+            match from_source.recv().await? {
+                ToTarget::Check(request) => {
+                    let findings = check::target(&self.docker, &self.facts, &request).await?;
+                    let target = self.facts.clone();
+                    to_source.send(&ToSource::Checked { findings, target }).await?;
+                }
+                ToTarget::Ask(ticket) => {
+                    let verdict = self.verdict(ticket, &link).await?;
+                    to_source.send(&ToSource::Answer(verdict)).await?;
+                }
+                ToTarget::Stage(request) => {
+                    let (ask, questions) = mpsc::channel(4);
+                    let ticket = request.ticket;
+                    self.lock().insert(ticket, ask);
+                    let agent = self.clone();
+                    let done =
+                        Arrival::run(agent, link, to_source, from_source, *request, questions)
+                            .await;
+                    self.lock().remove(&ticket);
+                    return done;
+                }
+                other => anyhow::bail!("the source said {other:?} before anything was staged"),
+            }
+        }
+    }
+
+    /// What became of a ticket. Only the source that made it may ask: asking
+    /// burns a ticket that has not run.
+    async fn verdict(&self, ticket: Ticket, link: &Connection) -> anyhow::Result<Option<Verdict>> {
+        let asker = link.peer().to_string();
+        let known: Option<TargetRecord> = self.ledger.load(ticket)?;
+        if known.as_ref().is_some_and(|record| record.source != asker) {
+            anyhow::bail!("ticket {ticket} belongs to another source");
+        }
+        let under_way = self.lock().get(&ticket).cloned();
+        if let Some(ask) = under_way {
+            let (question, answer) = oneshot::channel();
+            if ask.send(question).await.is_ok() {
+                return Ok(answer.await.unwrap_or(None));
+            }
+        }
+        let Some(mut record) = known else {
+            // Never heard of: make sure that it stays so.
+            let record =
+                TargetRecord { ticket, container: None, step: TargetStep::Burned, source: asker };
+            self.ledger.save(ticket, &record)?;
+            return Ok(Some(Verdict::NeverRan));
+        };
+        let alive = match &record.container {
+            Some(id) => self.docker.inspect(id).await.is_ok_and(|found| found.running),
+            None => false,
+        };
+        let verdict = record.verdict(alive);
+        if verdict == Verdict::NeverRan && record.step != TargetStep::Burned {
+            record.step = TargetStep::Burned;
+            self.ledger.save(ticket, &record)?;
+        }
+        Ok(Some(verdict))
+    }
+
+    /// Waits until no arrival is left that has not been granted: their
+    /// connections end with the process, and what they staged with it.
+    pub async fn shut_down(&self) {
+        let waiting: Vec<_> = self.lock().values().cloned().collect();
+        for ask in waiting {
+            // A question burns what has not been granted and cleans it up.
+            let (question, answer) = oneshot::channel();
+            if ask.send(question).await.is_ok() {
+                let _ = answer.await;
+            }
+            let gone = ask.closed();
+            let _ = tokio::time::timeout(std::time::Duration::from_secs(15), gone).await;
+        }
+    }
+
+    /// How much a store may take: twice the container's memory, and not more
+    /// than half of what is free here now.
+    fn memory_limit(&self, memory: ByteSize) -> ByteSize {
+        let wanted = memory.0.saturating_mul(2).max(256 << 20);
+        ByteSize(wanted.min(check::available_memory().0 / 4 * 3))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, mpsc::Sender<Question>>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Removes what never ran. What was granted is left alone: it may run.
+async fn clean_up(docker: &Docker, ledger: &Ledger) -> anyhow::Result<()> {
+    for mut record in ledger.all::<TargetRecord>()? {
+        if record.step == TargetStep::Staged {
+            if let Some(id) = &record.container {
+                stage::remove_leftover(docker, id).await;
+            }
+            record.step = TargetStep::Burned;
+            ledger.save(record.ticket, &record)?;
+            tracing::info!(ticket = %record.ticket, "removed what an earlier agent had staged");
+        }
+    }
+    stage::remove_leftover_files();
+    network::remove_leftovers().await?;
+    Ok(())
+}
