@@ -36,8 +36,8 @@ pub use cgroup::CgroupMode;
 pub use client::Client;
 pub use error::LabError;
 pub use host::Host;
-pub use machine::install;
 pub use init::{enter as enter_host, serve as serve_host};
+pub use machine::install;
 pub use rootfs::Suite;
 pub use state::Status;
 
