@@ -75,6 +75,9 @@ impl Bundle {
             .as_str()
             .ok_or(BundleError::Malformed { path: file, what: "root.path" })?;
         let mut external = external_mounts(&config, pid);
+        if !has_cgroup_namespace(&config) {
+            external.extend(external_cgroups(pid)?);
+        }
         external.push(external_network(pid)?);
         Ok(Self {
             rootfs: path.join(rootfs),
@@ -105,6 +108,25 @@ fn external_mounts(config: &Value, pid: i32) -> Vec<String> {
     binds.chain(masked).collect()
 }
 
+/// Without a cgroup namespace the runtime binds the host's cgroup v1 hierarchies
+/// into the container, one by one, and does so again on the target.
+fn external_cgroups(pid: i32) -> Result<Vec<String>, BundleError> {
+    let path = PathBuf::from(format!("/proc/{pid}/mountinfo"));
+    let mounts = fs::read_to_string(&path).map_err(|source| BundleError::Io { path, source })?;
+    Ok(cgroup_v1_mounts(&mounts))
+}
+
+fn cgroup_v1_mounts(mountinfo: &str) -> Vec<String> {
+    let bound = mountinfo.lines().filter(|line| line.contains(" - cgroup "));
+    let places = bound.filter_map(|line| line.split(' ').nth(4));
+    places.map(|place| format!("mnt[{place}]:{place}")).collect()
+}
+
+fn has_cgroup_namespace(config: &Value) -> bool {
+    let namespaces = config["linux"]["namespaces"].as_array();
+    namespaces.is_some_and(|all| all.iter().any(|one| one["type"] == "cgroup"))
+}
+
 /// The network namespace belongs to Docker on both sides.
 fn external_network(pid: i32) -> Result<String, BundleError> {
     let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
@@ -129,4 +151,19 @@ fn read_json(path: &Path) -> Result<Value, BundleError> {
     let text = fs::read(path).map_err(|source| BundleError::Io { path: path.into(), source })?;
     serde_json::from_slice(&text)
         .map_err(|_| BundleError::Malformed { path: path.into(), what: "valid JSON" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_of_cgroup_v1_are_left_to_the_runtime() {
+        let text = "513 512 0:2 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                    514 513 0:3 /docker/x /sys/fs/cgroup/cpu ro master:1 - cgroup cgroup rw,cpu\n\
+                    515 513 0:4 / /sys/fs/cgroup/unified ro - cgroup2 cgroup2 rw\n";
+        assert_eq!(cgroup_v1_mounts(text), ["mnt[/sys/fs/cgroup/cpu]:/sys/fs/cgroup/cpu"]);
+        let with = serde_json::json!({"linux": {"namespaces": [{"type": "cgroup"}]}});
+        assert!(has_cgroup_namespace(&with) && !has_cgroup_namespace(&Value::Null));
+    }
 }

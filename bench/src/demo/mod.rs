@@ -18,4 +18,5 @@ mod script;
 
 pub use command::DemoCommand;
 pub use lab_stage::LabStage;
+pub use program::blip_beside;
 pub use script::{Options, Stage, Step, run, series};

@@ -17,9 +17,17 @@ pub(super) fn blip(given: Option<&Path>) -> Result<PathBuf> {
         anyhow::ensure!(path.is_file(), "there is no program at {}", path.display());
         return Ok(path.to_owned());
     }
-    let me = std::env::current_exe().context("finding this program's own path")?;
+    blip_beside(&std::env::current_exe().context("finding this program's own path")?)
+}
+
+/// The `blip` beside the program `me`, built first if need be when cargo runs
+/// this process.
+///
+/// # Errors
+/// When there is none, with the command that builds it.
+pub fn blip_beside(me: &Path) -> Result<PathBuf> {
     let beside = me.with_file_name("blip");
-    build(&me)?;
+    build(me)?;
     if !beside.is_file() {
         bail!(
             "there is no `blip` beside {}; build it with `cargo build --release -p blip-engine` \
