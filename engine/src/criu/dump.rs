@@ -11,7 +11,8 @@
 //! **Invariant**: whatever becomes of CRIU, the container's cgroup is frozen by
 //! us, so no task runs because CRIU let it go.
 
-use super::rpc::{self, Opts, RpcError, Said, Worker};
+use super::preload::{Hidden, Preload};
+use super::rpc::{self, Environment, Opts, RpcError, Said, Worker};
 use crate::cgroup::Freezer;
 use std::fs::{self, File};
 use std::io;
@@ -67,22 +68,32 @@ pub enum DumpError {
 #[derive(Debug)]
 pub struct Loaded {
     worker: Worker,
+    preload: Option<Preload>,
 }
 
 /// The images are written and CRIU holds every task.
 #[derive(Debug)]
 pub struct Held {
     worker: Worker,
+    /// Its files stay open for as long as CRIU works.
+    _preload: Option<Preload>,
 }
 
 impl Loaded {
     /// Starts CRIU and brings it to the point just before the dump.
     pub async fn start(spec: &DumpSpec) -> Result<Self, DumpError> {
         let directory = prepare(spec)?;
-        let mut worker = Worker::start(Some(&spec.images.join("dump.log")))?;
-        worker.dump(options(spec, &directory)).await?;
-        wait_for(&mut worker, "pre-dump").await?;
-        Ok(Self { worker })
+        match Preload::new() {
+            Ok(preload) => match load(spec, &directory, preload.environment()).await {
+                Ok(worker) => return Ok(Self { worker, preload: Some(preload) }),
+                Err(error) => tracing::warn!("trying criu again, without blip's library: {error}"),
+            },
+            Err(error) => {
+                tracing::warn!("criu's dump will take longer the more memory there is: {error}");
+            }
+        }
+        let worker = load(spec, &directory, Environment::new()).await?;
+        Ok(Self { worker, preload: None })
     }
 
     /// Process ID of CRIU.
@@ -90,11 +101,15 @@ impl Loaded {
         self.worker.pid()
     }
 
-    /// Dumps the frozen container. Returns when every image is on disk.
-    pub async fn dump(mut self) -> Result<Held, DumpError> {
+    /// Dumps the frozen container. Returns when every image is on disk. Pages
+    /// that are `hidden` may or may not be named in them as left out.
+    pub async fn dump(mut self, hidden: &[Hidden]) -> Result<Held, DumpError> {
+        if let Some(Err(error)) = self.preload.as_ref().map(|preload| preload.hide(hidden)) {
+            tracing::warn!("criu looks at all memory: {error}");
+        }
         self.worker.answer(true).await?;
         wait_for(&mut self.worker, "post-dump").await?;
-        Ok(Held { worker: self.worker })
+        Ok(Held { worker: self.worker, _preload: self.preload })
     }
 
     /// Ends CRIU before it has touched anything.
@@ -131,6 +146,18 @@ impl Held {
     pub async fn release_dead(self) {
         self.worker.kill().await;
     }
+}
+
+/// A worker at the point just before the dump.
+async fn load(
+    spec: &DumpSpec,
+    directory: &File,
+    environment: Environment,
+) -> Result<Worker, DumpError> {
+    let mut worker = Worker::start(Some(&spec.images.join("dump.log")), environment)?;
+    worker.dump(options(spec, directory)).await?;
+    wait_for(&mut worker, "pre-dump").await?;
+    Ok(worker)
 }
 
 /// Lets the worker pass every point up to the named one, where it stays.

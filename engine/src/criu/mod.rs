@@ -2,4 +2,5 @@
 
 pub mod dump;
 pub mod image;
+pub mod preload;
 pub mod rpc;

@@ -181,6 +181,9 @@ fn log_tail(log: &str) -> String {
     if log.is_empty() { String::new() } else { format!("; its log ends with:\n{log}") }
 }
 
+/// Variables added to a worker's environment.
+pub type Environment = Vec<(&'static str, String)>;
+
 /// What a worker says next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Said {
@@ -206,12 +209,13 @@ pub fn program() -> PathBuf {
 
 impl Worker {
     /// Starts a worker. `log` is where its log will be, to quote from.
-    pub fn start(log: Option<&Path>) -> Result<Self, RpcError> {
+    pub fn start(log: Option<&Path>, environment: Environment) -> Result<Self, RpcError> {
         let (ours, theirs) = seqpacket_pair()?;
         let program = program();
         let child = Command::new(&program)
             .arg("swrk")
             .arg(theirs.as_raw_fd().to_string())
+            .envs(environment)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -251,7 +255,7 @@ impl Worker {
 
     /// `(major, minor, sublevel)` of this machine's CRIU.
     pub async fn version() -> Result<(i32, i32, i32), RpcError> {
-        let mut worker = Self::start(None)?;
+        let mut worker = Self::start(None, Environment::new())?;
         worker.send(&Request { kind: kind::VERSION, opts: None, notify_success: None }).await?;
         let reply = worker.receive().await?;
         let version =

@@ -1,11 +1,13 @@
 //! Which pages a dump left out, for the lazy-pages server to bring.
 //!
 //! Read from the images of `criu dump --lazy-pages`: the pagemap entries marked
-//! lazy are exactly those that `criu restore --lazy-pages` skips.
+//! lazy are exactly those that `criu restore --lazy-pages` skips. What CRIU was
+//! kept from seeing is [added](LazyPlan::add): it skips that just the same.
 
 use crate::criu::image::{
     Image, ImageError, Kind, MmEntry, PageMapEntry, PageMapHead, PsTreeEntry,
 };
+use crate::track::runs::Runs;
 use blip_transport::page::{PageRun, SpaceId};
 use blip_transport::units::{PAGE_SIZE, PageCount};
 use std::collections::BTreeMap;
@@ -25,12 +27,14 @@ pub struct TaskPlan {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LazyPlan {
     tasks: BTreeMap<SpaceId, TaskPlan>,
+    /// What the images hold.
+    present: BTreeMap<SpaceId, Runs>,
 }
 
 impl LazyPlan {
     /// The plan for these tasks.
     pub fn new(tasks: impl IntoIterator<Item = (SpaceId, TaskPlan)>) -> Self {
-        Self { tasks: tasks.into_iter().collect() }
+        Self { tasks: tasks.into_iter().collect(), present: BTreeMap::new() }
     }
 
     /// Reads the plan from a directory of images. Tasks without memory of their
@@ -39,16 +43,30 @@ impl LazyPlan {
     /// # Errors
     /// [`ImageError`], if an image is missing or damaged.
     pub fn from_images(dir: &Path) -> Result<Self, ImageError> {
-        let mut tasks = BTreeMap::new();
+        let mut plan = Self::default();
         let tree = Image::open(dir, "pstree.img", Kind::PsTree)?;
         for entry in tree.entries::<PsTreeEntry>()? {
             match task(dir, entry.pid) {
-                Ok(plan) => tasks.insert(SpaceId(entry.pid), plan),
+                Ok((task, present)) => {
+                    plan.tasks.insert(SpaceId(entry.pid), task);
+                    plan.present.insert(SpaceId(entry.pid), present);
+                }
                 Err(error) if error.is_missing() => continue,
                 Err(error) => return Err(error),
-            };
+            }
         }
-        Ok(Self { tasks })
+        Ok(plan)
+    }
+
+    /// Adds pages that the images do not name. Those that the images hold are
+    /// not missing. `false`: the dump knows no such task.
+    pub fn add(&mut self, space: SpaceId, pages: &Runs) -> bool {
+        let Some(task) = self.tasks.get_mut(&space) else { return false };
+        let nothing = Runs::default();
+        let present = self.present.get(&space).unwrap_or(&nothing);
+        let missing = Runs::from(task.missing.as_slice()).union(&pages.subtract(present));
+        task.missing = missing.into_vec();
+        true
     }
 
     /// The tasks that will be restored, and what they miss.
@@ -68,10 +86,11 @@ impl LazyPlan {
     }
 }
 
-fn task(dir: &Path, pid: u32) -> Result<TaskPlan, ImageError> {
+/// What a task misses, and which pages the images hold.
+fn task(dir: &Path, pid: u32) -> Result<(TaskPlan, Runs), ImageError> {
     let mut pagemap = Image::open(dir, &format!("pagemap-{pid}.img"), Kind::PageMap)?;
     let _: PageMapHead = pagemap.entry()?.ok_or_else(|| pagemap.malformed("it has no head"))?;
-    let mut plan = TaskPlan::default();
+    let (mut plan, mut present) = (TaskPlan::default(), Runs::default());
     let mut end = 0;
     while let Some(entry) = pagemap.entry::<PageMapEntry>()? {
         let run = PageRun::new(entry.vaddr / PAGE_SIZE as u64, entry.pages());
@@ -85,6 +104,8 @@ fn task(dir: &Path, pid: u32) -> Result<TaskPlan, ImageError> {
         end = run.end();
         if entry.is_lazy() && run.count.0 > 0 {
             push(&mut plan.missing, run);
+        } else {
+            present.push(run.start.0, run.end());
         }
     }
     let mut mm = Image::open(dir, &format!("mm-{pid}.img"), Kind::Mm)?;
@@ -95,7 +116,7 @@ fn task(dir: &Path, pid: u32) -> Result<TaskPlan, ImageError> {
             push(&mut plan.wiped_on_fork, PageRun::new(start, count));
         }
     }
-    Ok(plan)
+    Ok((plan, present))
 }
 
 /// Appends `run`, joined to the last one if it goes on where that ends.
@@ -146,6 +167,21 @@ mod tests {
         assert_eq!(task.wiped_on_fork, [PageRun::new(7, 2)]);
         assert_eq!(plan.pages(), PageCount(6));
         assert_eq!(plan.task(SpaceId(9)), None, "pid 9 has no pagemap: it is dead");
+    }
+
+    #[test]
+    fn hidden_pages_are_added_but_for_those_in_the_images() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &[run(0x1000, 2, 2), run(0x9000, 4, 4)]);
+        let mut plan = LazyPlan::from_images(dir.path()).unwrap();
+        let hidden = [PageRun::new(2, 3), PageRun::new(7, 3), PageRun::new(12, 4)];
+        let hidden = Runs::from(hidden.as_slice());
+        assert!(plan.add(SpaceId(1), &hidden));
+        let expected = [PageRun::new(1, 4), PageRun::new(7, 2), PageRun::new(13, 3)];
+        assert_eq!(plan.task(SpaceId(1)).unwrap().missing, expected);
+        assert!(plan.add(SpaceId(1), &hidden), "adding again changes nothing");
+        assert_eq!(plan.task(SpaceId(1)).unwrap().missing, expected);
+        assert!(!plan.add(SpaceId(9), &hidden), "pid 9 is dead");
     }
 
     #[test]

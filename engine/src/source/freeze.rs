@@ -9,8 +9,12 @@
 use super::subject::Subject;
 use crate::cgroup::{CgroupError, Freezer, Version};
 use crate::criu::dump::{DumpError, DumpSpec, Held, Loaded};
+use crate::criu::preload::Hidden;
 use crate::guard::{Charge, Guard};
 use crate::network::{Applied, Cut, InFlight, NetworkError};
+use crate::track::runs::Runs;
+use crate::track::{Task, hide};
+use blip_transport::page::SpaceId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io;
@@ -61,6 +65,8 @@ pub struct Frozen {
     stop: Stop,
     /// Where CRIU's images are.
     pub images: PathBuf,
+    /// Where the images need not name the pages that they leave out.
+    pub hidden: Vec<(SpaceId, Runs)>,
 }
 
 /// What keeps the container still.
@@ -141,13 +147,17 @@ impl Ready {
 impl Still {
     /// Dumps it. If CRIU fails it has undone what it did, and the container
     /// runs again.
-    pub async fn dump(self) -> Result<Frozen, FreezeError> {
-        match self.loaded.dump().await {
+    pub async fn dump(self, tasks: &[Task]) -> Result<Frozen, FreezeError> {
+        let hidden: Vec<(SpaceId, Hidden)> = tasks.iter().filter_map(hidden).collect();
+        let list: Vec<Hidden> = hidden.iter().map(|(_, hidden)| hidden.clone()).collect();
+        match self.loaded.dump(&list).await {
             Ok(held) => {
                 // CRIU thaws the cgroup to work on the tasks, which it holds by
                 // ptrace. Should it die, they must not run.
                 self.stop.freezer.order()?;
-                Ok(Frozen { held, stop: self.stop, images: self.images })
+                let hidden =
+                    hidden.into_iter().map(|(space, hidden)| (space, hidden.pages)).collect();
+                Ok(Frozen { held, stop: self.stop, images: self.images, hidden })
             }
             Err(error) => {
                 self.stop.end().await;
@@ -190,6 +200,17 @@ impl Frozen {
     /// blip ends and leaves it frozen, in doubt.
     pub fn leave(self) {
         self.held.forsake();
+    }
+}
+
+/// What of a task CRIU need not look at.
+fn hidden(task: &Task) -> Option<(SpaceId, Hidden)> {
+    match hide::hideable(task.pid) {
+        Ok(pages) => (!pages.is_empty()).then_some((task.space, Hidden { pid: task.pid, pages })),
+        Err(error) => {
+            tracing::debug!("criu looks at all memory of process {}: {error}", task.pid);
+            None
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::protocol::{MissingPages, PageRequest, RestoreRequest, ToSource, ToTar
 use crate::target::intake::{INVENTORY, LOG};
 use crate::target::pages::tag;
 use crate::track::Stop;
+use crate::track::runs::Runs;
 use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Connection, Priority};
 use blip_transport::units::{ByteSize, PAGE_SIZE, Round};
@@ -131,7 +132,7 @@ impl<'a> Handover<'a> {
         // CRIU writes its images while the last pages and files are on their
         // way. Everything the scan reads stands still.
         let (frozen, pages, files) = tokio::join!(
-            still.dump(),
+            still.dump(&tasks),
             pump.round(round, tasks.clone(), Stop::Frozen, &link),
             async {
                 match layer {
@@ -174,11 +175,13 @@ impl<'a> Handover<'a> {
     }
 
     /// Every page that the images leave out must be with the target: what CRIU
-    /// calls lazy and the target does not hold is read now.
+    /// calls lazy, or was kept from seeing, and the target does not hold is read
+    /// now.
     async fn complete(&mut self) -> Result<RestoreRequest, MigrateError> {
         let images = self.images()?;
-        let plan = LazyPlan::from_images(&images)
+        let mut plan = LazyPlan::from_images(&images)
             .map_err(|e| MigrateError::Target(format!("CRIU's images are unusable: {e}")))?;
+        self.add_hidden(&mut plan)?;
         let pump = self.copied.pump.as_ref();
         let absent: Vec<_> = plan
             .tasks()
@@ -201,6 +204,24 @@ impl<'a> Handover<'a> {
             self.patch(absent).await?;
         }
         Ok(RestoreRequest { tasks, images: 0 })
+    }
+
+    /// The pages that CRIU was kept from seeing are those the last scan found.
+    fn add_hidden(&self, plan: &mut LazyPlan) -> Result<(), MigrateError> {
+        let hidden = self.frozen.iter().flat_map(|frozen| &frozen.hidden);
+        for (space, hidden) in hidden {
+            let resident = self.copied.pump.as_ref().and_then(|pump| pump.resident().get(space));
+            // Its pages would be nowhere.
+            let resident = resident.ok_or_else(|| {
+                MigrateError::Target(format!("the last scan did not see process {}", space.0))
+            })?;
+            let added = Runs::from(resident.as_slice()).intersect(hidden);
+            if !plan.add(*space, &added) {
+                let what = format!("CRIU's images do not hold process {}", space.0);
+                return Err(MigrateError::Target(what));
+            }
+        }
+        Ok(())
     }
 
     async fn patch(

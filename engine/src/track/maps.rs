@@ -30,6 +30,8 @@ pub(super) struct Mapping {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mappings {
     pub(super) ours: Vec<Mapping>,
+    /// Those of them that are stacks of some kind.
+    pub(super) stacks: Vec<Mapping>,
     /// Whether any mapping was listed: none means that the process has no
     /// memory any more.
     pub(super) any: bool,
@@ -62,6 +64,9 @@ impl Mappings {
                 current = head.is_ours();
                 if current {
                     found.ours.push(head.mapping);
+                    if head.is_stack() {
+                        found.stacks.push(head.mapping);
+                    }
                 }
             } else if current && line.starts_with(b"VmFlags:") {
                 let not_ours = |flag: &[u8]| matches!(flag, b"lo" | b"ht" | b"dp" | b"io" | b"pf");
@@ -107,6 +112,17 @@ impl Mappings {
         parts
     }
 
+    /// The pages of those with at least `least` pages that are no stacks.
+    pub(super) fn large(&self, least: u64) -> Runs {
+        let large = self.ours.iter().filter(|mapping| {
+            mapping.end - mapping.start >= least && !self.stacks.contains(mapping)
+        });
+        large.fold(Runs::default(), |mut set, mapping| {
+            set.push(mapping.start, mapping.end);
+            set
+        })
+    }
+
     /// Their pages.
     pub(super) fn pages(&self) -> Runs {
         self.ours.iter().fold(Runs::default(), |mut set, mapping| {
@@ -138,6 +154,10 @@ impl<'a> Head<'a> {
             file: inode != b"0" || !device.iter().all(|byte| matches!(byte, b'0' | b':')),
             name: fields.next().unwrap_or_default().trim_ascii(),
         })
+    }
+
+    fn is_stack(&self) -> bool {
+        matches!(self.name, b"[stack]" | b"[shadow stack]") || self.name.starts_with(b"[stack:")
     }
 
     fn is_ours(&self) -> bool {
@@ -201,6 +221,10 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
             ]
         );
         assert!(found.any && found.aio);
+        let large: Vec<u64> =
+            found.large(0x21).as_slice().iter().map(|run| run.start.0 << 12).collect();
+        assert_eq!(large, [0x55d0_c8a0_0000, 0x7f00_0000_0000], "the stack is not among them");
+        assert_eq!(found.large(0x22).pages().0, 0x3fdf);
         assert!(!Mappings::parse(b"").any);
     }
 

@@ -17,6 +17,7 @@
 
 mod direct_io;
 mod hash;
+pub mod hide;
 mod identity;
 mod maps;
 pub mod probe;
