@@ -115,7 +115,7 @@ pub struct RestoreRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToTarget {
     /// Would it work?
-    Check(CheckRequest),
+    Check(Box<CheckRequest>),
     /// Prepare everything but the processes.
     Stage(Box<StageRequest>),
     /// All batches of a round have been sent.

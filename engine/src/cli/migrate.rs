@@ -76,7 +76,6 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
 
 /// What prevents a migration from beginning has a code of its own: scripts
 /// tell by it that nothing was touched.
-#[allow(clippy::print_stderr)]
 fn refuse(error: &MigrateError) -> ExitCode {
     for line in error.to_string().lines() {
         eprintln!("blip: {line}");
@@ -91,7 +90,6 @@ fn refuse(error: &MigrateError) -> ExitCode {
     })
 }
 
-#[allow(clippy::print_stderr)]
 async fn listen_for_interrupts(stop: watch::Sender<bool>) {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };

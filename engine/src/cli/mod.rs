@@ -98,7 +98,6 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
-#[allow(clippy::print_stderr)]
 fn complain(error: &anyhow::Error) -> ExitCode {
     eprintln!("blip: {error:#}");
     ExitCode::from(exit::KEPT)

@@ -61,7 +61,6 @@ pub(super) fn status(args: &StatusArgs, places: &Places) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-#[allow(clippy::print_stderr)]
 pub(super) async fn resolve(args: &ResolveArgs, places: &Places) -> anyhow::Result<ExitCode> {
     let ledger = departures(places)?;
     let docker = Docker::connect().await?;

@@ -192,7 +192,7 @@ impl Run {
             }
             Err(error) => return Err(error.into()),
         };
-        peer.say(&ToTarget::Check(subject.requirements(&source)?)).await?;
+        peer.say(&ToTarget::Check(Box::new(subject.requirements(&source)?))).await?;
         let target = match peer.hear().await? {
             ToSource::Checked { findings: theirs, target } => {
                 findings.extend(theirs);
