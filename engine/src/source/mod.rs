@@ -255,6 +255,7 @@ impl Run {
                 Decision::CopyAgain { why } => self.decide("copy again".into(), why),
                 Decision::Freeze { why: reason } => {
                     self.decide("freeze".into(), reason);
+                    pump.confirm();
                     let pump = Some(pump);
                     return Ok(Copied { pump, layer, log, rounds, next, tracker: why });
                 }

@@ -8,6 +8,7 @@
 
 use crate::event::{RoundReport, millis};
 use crate::track::read::{ReadError, Reader};
+use crate::track::runs::Runs;
 use crate::track::{Scan, Stop, Task, TrackError, Tracker};
 use blip_transport::encode::{EncodeOptions, Encoder, RoundTally};
 use blip_transport::link::LinkError;
@@ -52,6 +53,8 @@ pub struct Pump {
     owners: BTreeMap<SpaceId, i32>,
     /// What the last scan found resident.
     resident: BTreeMap<SpaceId, Vec<PageRun>>,
+    /// Resident pages that the target is known to hold.
+    confirmed: BTreeMap<SpaceId, Runs>,
     /// What the last two scans found dirty: the pages to bring first.
     hot: [BTreeMap<SpaceId, Vec<PageRun>>; 2],
 }
@@ -75,6 +78,7 @@ impl Pump {
             encoder: Encoder::new(options),
             owners: BTreeMap::new(),
             resident: BTreeMap::new(),
+            confirmed: BTreeMap::new(),
             hot: Default::default(),
         }
     }
@@ -230,9 +234,13 @@ impl Pump {
             self.owners.remove(&space);
         }
         for space in &scan.spaces {
+            let known = self.resident.get(&space.space);
             if space.restarted {
                 self.encoder.forget_space(space.space);
-            } else {
+                self.confirmed.remove(&space.space);
+            } else if known != Some(&space.resident) {
+                // Usually nothing has gone, and then there is nothing to look
+                // for: this goes through every page.
                 self.encoder.retain(space.space, &space.resident);
             }
         }
@@ -254,6 +262,9 @@ impl Pump {
     /// The target could make nothing of these pages: the next scan reports them
     /// again, and they go whole.
     pub fn take_back(&mut self, pages: &[PageAt]) {
+        if !pages.is_empty() {
+            self.confirmed.clear();
+        }
         for &page in pages {
             self.encoder.resend(page);
             let run = PageRun { start: page.index, count: PageCount(1) };
@@ -278,9 +289,32 @@ impl Pump {
         latest_first.filter_map(|scan| scan.get(&space)).flatten().copied().collect()
     }
 
-    /// Those of `pages` that the target does not hold as they are now.
+    /// Notes which resident pages the target holds, so that the same question
+    /// inside the freeze is about the few others only. What is written later is
+    /// offered again and is held then, too.
+    pub fn confirm(&mut self) {
+        for (&space, runs) in &self.resident {
+            let mut held = Runs::default();
+            for index in runs.iter().flat_map(|run| run.pages()) {
+                if self.encoder.holds(PageAt { space, index }) {
+                    held.push(index.0, index.0 + 1);
+                }
+            }
+            self.confirmed.insert(space, held);
+        }
+    }
+
+    /// Those of `runs` that the target does not hold as they are now.
     pub fn absent(&self, space: SpaceId, runs: &[PageRun]) -> Vec<PageAt> {
-        let pages = runs.iter().flat_map(|run| run.pages());
+        let mut asked = Runs::default();
+        for run in runs {
+            asked.push(run.start.0, run.end());
+        }
+        let left = match self.confirmed.get(&space) {
+            Some(confirmed) => asked.subtract(confirmed),
+            None => asked,
+        };
+        let pages = left.as_slice().iter().flat_map(|run| run.pages());
         pages.map(|index| PageAt { space, index }).filter(|&at| !self.encoder.holds(at)).collect()
     }
 
