@@ -106,35 +106,34 @@ impl Ready {
         Ok(Self { loaded, cut, in_flight, guard, freezer, init, images })
     }
 
-    /// Stops every task and cuts the network.
+    /// Stops every task, then cuts the network. In this order nothing the
+    /// container has said is lost: it says nothing more when the cut comes.
     pub async fn freeze(self) -> Result<Still, FreezeError> {
         let freezer = self.freezer.clone();
         let freezing = tokio::task::spawn_blocking(move || freezer.freeze(FREEZE_LIMIT));
-        let (frozen, cut) = tokio::join!(freezing, self.cut.apply());
-        // The few frames between the cut and this moment are forgotten too:
-        // clients send those again by themselves.
+        let frozen = freezing.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        // What comes between here and the cut is received and sent on: twice
+        // is harmless, never is not.
         self.in_flight.reset();
-        let frozen = frozen.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let failed = match (frozen, cut) {
-            (Ok(()), Ok(cut)) => {
+        let cut = match frozen {
+            Ok(()) => self.cut.apply().await.map_err(FreezeError::from),
+            Err(error) => Err(error.into()),
+        };
+        match cut {
+            Ok(cut) => {
                 let (freezer, init) = (self.freezer, self.init);
                 let in_flight = self.in_flight;
                 let stop = Stop { freezer, cut, in_flight, guard: Some(self.guard), init };
-                return Ok(Still { loaded: self.loaded, stop, images: self.images });
+                Ok(Still { loaded: self.loaded, stop, images: self.images })
             }
-            (Err(error), cut) => {
-                if let Ok(cut) = cut {
-                    let _ = cut.join().await;
-                }
-                FreezeError::from(error)
+            Err(error) => {
+                self.loaded.cancel().await;
+                let thawed = self.freezer.thaw();
+                let _ = self.guard.dismiss();
+                thawed?;
+                Err(error)
             }
-            (Ok(()), Err(error)) => FreezeError::from(error),
-        };
-        self.loaded.cancel().await;
-        let thawed = self.freezer.thaw();
-        let _ = self.guard.dismiss();
-        thawed?;
-        Err(failed)
+        }
     }
 
     /// The container was not frozen: lets go of everything.
