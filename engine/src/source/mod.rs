@@ -116,9 +116,10 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
     let target_id = run.phase(Phase::Stage, run.stage(&subject, &mut peer, ticket)).await?;
     let copied = run.phase(Phase::PreCopy, run.pre_copy(&subject, &mut peer)).await?;
     let directory = run.order.work_directory(ticket);
-    let ready = Ready::load(&subject, &directory).await?;
-    let handover = Handover::new(&run, &subject, peer, ticket, copied);
-    let ended = handover.run(ready).await;
+    let ended = match Ready::load(&subject, &directory).await {
+        Ok(ready) => Handover::new(&run, &subject, peer, ticket, copied).run(ready).await,
+        Err(error) => Err(error.into()),
+    };
     let _ = std::fs::remove_dir_all(&directory);
     let ended = ended?;
     let report = run.report(&subject, ended, target_id, facts, notes);
