@@ -41,6 +41,8 @@ pub enum Charge {
         init: i32,
         /// The CRIU that dumps it.
         criu: Option<u32>,
+        /// Where its images are: in memory, and worth nothing once it runs.
+        images: PathBuf,
     },
     /// A container that has arrived without all of its memory.
     Target {
@@ -104,11 +106,13 @@ pub fn main(charge: &str) -> io::Result<()> {
         return Ok(());
     }
     match charge {
-        Charge::Source { freezer, unified, init, criu } => {
+        Charge::Source { freezer, unified, init, criu, images } => {
             criu.into_iter().for_each(wait_for_end);
             join_network(init);
             let version = if unified { Version::V2 } else { Version::V1 };
-            Freezer { path: freezer, version }.thaw().map_err(io::Error::other)
+            let thawed = Freezer { path: freezer, version }.thaw().map_err(io::Error::other);
+            let removed = std::fs::remove_dir_all(images);
+            thawed.and(removed)
         }
         Charge::Target { init } => {
             let init = nix::unistd::Pid::from_raw(init);

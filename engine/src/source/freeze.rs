@@ -101,6 +101,7 @@ impl Ready {
             unified: freezer.version == Version::V2,
             init,
             criu: loaded.pid(),
+            images: directory.to_owned(),
         };
         let guard = Guard::start(&charge, &[]).map_err(FreezeError::Guard)?;
         Ok(Self { loaded, cut, in_flight, guard, freezer, init, images })

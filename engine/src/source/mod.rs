@@ -74,6 +74,9 @@ pub enum MigrateError {
     /// The target.
     #[error(transparent)]
     Peer(#[from] peer::PeerError),
+    /// The target went away once the move was under way.
+    #[error("{0}; the container runs here as before")]
+    Lost(peer::PeerError),
     /// Copying pages.
     #[error(transparent)]
     Pump(#[from] pump::PumpError),
@@ -102,6 +105,17 @@ pub enum MigrateError {
     },
 }
 
+impl MigrateError {
+    /// The same error once the target has been staged: it no longer means that
+    /// nothing was touched.
+    fn under_way(self) -> Self {
+        match self {
+            Self::Peer(error) => Self::Lost(error),
+            other => other,
+        }
+    }
+}
+
 fn list(findings: &[Finding]) -> String {
     let line = |finding: &Finding| format!("{}: {}", finding.what, finding.remedy);
     findings.iter().filter(|f| f.blocks).map(line).collect::<Vec<_>>().join("\n")
@@ -114,18 +128,21 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
     let run = Run { order, events, docker, begun };
     let (subject, mut peer, facts, notes) = run.phase(Phase::Preflight, run.preflight()).await?;
     let ticket = new_ticket();
-    let target_id = run.phase(Phase::Stage, run.stage(&subject, &mut peer, ticket)).await?;
-    let copied = run.phase(Phase::PreCopy, run.pre_copy(&subject, &mut peer)).await?;
+    let staged = run.phase(Phase::Stage, run.stage(&subject, &mut peer, ticket)).await;
+    let target_id = staged.map_err(MigrateError::under_way)?;
+    let copied = run.phase(Phase::PreCopy, run.pre_copy(&subject, &mut peer)).await;
+    let copied = copied.map_err(MigrateError::under_way)?;
     if subject.keep_addresses {
         let known = network::neighbours(subject.init()).await;
         peer.say(&ToTarget::Neighbours(known)).await?;
     }
     let directory = run.order.work_directory(ticket);
-    let ready = Ready::load(&subject, &directory).await?;
-    let handover = Handover::new(&run, &subject, peer, ticket, copied);
-    let ended = handover.run(ready).await;
+    let ended = match Ready::load(&subject, &directory).await {
+        Ok(ready) => Handover::new(&run, &subject, peer, ticket, copied).run(ready).await,
+        Err(error) => Err(error.into()),
+    };
     let _ = std::fs::remove_dir_all(&directory);
-    let ended = ended?;
+    let ended = ended.map_err(MigrateError::under_way)?;
     let report = run.report(&subject, ended, target_id, facts, notes);
     run.events.send(Event::Finished(Box::new(report.clone())));
     Ok(report)

@@ -28,12 +28,14 @@ pub enum SubjectError {
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     /// It does not run.
-    #[error("container '{name}' is {state}; blip moves running containers: docker start {name}")]
+    #[error("container '{name}' is {state}; blip moves running containers: docker {remedy} {name}")]
     NotRunning {
         /// Its name.
         name: String,
         /// What it is instead.
         state: &'static str,
+        /// The Docker command that makes it run.
+        remedy: &'static str,
     },
 }
 
@@ -59,12 +61,15 @@ impl Subject {
     /// Finds the container.
     pub async fn find(docker: &Docker, name: &str) -> Result<Self, SubjectError> {
         let inspection = docker.inspect(name).await?;
-        let stopped = |state| SubjectError::NotRunning { name: inspection.name.clone(), state };
+        let stopped = |state, remedy| {
+            let name = inspection.name.clone();
+            SubjectError::NotRunning { name, state, remedy }
+        };
         if !inspection.running || inspection.pid == 0 {
-            return Err(stopped("not running"));
+            return Err(stopped("not running", "start"));
         }
         if inspection.paused {
-            return Err(stopped("paused"));
+            return Err(stopped("paused", "unpause"));
         }
         let bundle = Bundle::of(&inspection.id, inspection.pid)?;
         let freezer = Freezer::of(inspection.pid)?;
