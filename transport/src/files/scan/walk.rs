@@ -283,18 +283,11 @@ impl<'a, 'w> Walk<'a, 'w> {
         let stamp = Stamp::of(&stat);
         let same = known.filter(|node| node.stamp == stamp);
         match stamp.kind() {
-            FileType::Directory => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-                match self.open(dir, name, flags)? {
-                    Some(fd) => self.directory(fd, known),
-                    None => Ok(Seen::Gone),
-                }
-            }
-            FileType::CharacterDevice
-                if stamp.rdev == 0 && matches!(self.scanner.tree, Tree::Upper(_)) =>
-            {
-                self.whiteout(stamp, known)
-            }
+            FileType::Directory => match self.open_directory(dir, name)? {
+                Some(fd) => self.directory(fd, known),
+                None => Ok(Seen::Gone),
+            },
+            FileType::CharacterDevice if self.is_whiteout(&stamp) => self.whiteout(stamp, known),
             _ if stamp.links > 1 => {
                 let name = Name { path: self.path.clone(), stamp, known };
                 self.linked.entry(stamp.inode).or_default().push(name);
@@ -308,6 +301,11 @@ impl<'a, 'w> Walk<'a, 'w> {
             FileType::RegularFile => self.file(dir, name, stamp, known),
             _ => self.node(dir, name, known),
         }
+    }
+
+    /// Whether a character device stands for "nothing is here".
+    pub(super) fn is_whiteout(&self, stamp: &Stamp) -> bool {
+        stamp.rdev == 0 && matches!(self.scanner.tree, Tree::Upper(_))
     }
 
     pub(super) fn whiteout(
