@@ -32,6 +32,7 @@
 
 pub mod apply;
 mod content;
+mod exact;
 pub mod manifest;
 mod overlay;
 pub mod path;

@@ -1,11 +1,12 @@
 //! Extended attributes of an exact inode, whatever its kind.
 
+use super::exact::in_proc;
 use super::wire::{MAX_XATTR_VALUE, Xattr};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{self, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Labels of the host's security policy: they do not travel.
 const OF_THE_HOST: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
@@ -84,11 +85,6 @@ impl<'a> Of<'a> {
             Of::Located(path) => fs::removexattr(path, name),
         }
     }
-}
-
-/// The link in /proc to what `fd` has open.
-pub(super) fn in_proc(fd: &impl AsFd) -> CString {
-    CString::new(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())).unwrap_or_default()
 }
 
 /// Calls with ever larger buffers until what there is fits.

@@ -5,9 +5,9 @@
 //! named by its last name alone, which is never followed.
 
 use super::{ApplyError, Last, node, timestamps};
-use crate::files::MAX_DEPTH;
 use crate::files::path::{Exclude, RelPath};
 use crate::files::wire::{Meta, NodeKind, Time};
+use crate::files::{MAX_DEPTH, exact};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -92,14 +92,13 @@ impl Beneath {
 
     /// Opens a regular file that is there.
     pub(super) fn open_file(&mut self, path: &RelPath) -> Result<OwnedFd, ApplyError> {
-        let fd = self.last_name(path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty(), "open")?;
-        let stat =
-            rustix::fs::fstat(&fd).map_err(|errno| ApplyError::io("look at", path, errno))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            let what = "a change of something that is no file";
-            return Err(ApplyError::Grammar { path: path.clone(), what });
-        }
-        Ok(fd)
+        let located = self.located(path)?;
+        exact::regular(&located, OFlags::WRONLY)
+            .map_err(|errno| ApplyError::io("open", path, errno))?
+            .ok_or_else(|| ApplyError::Grammar {
+                path: path.clone(),
+                what: "a change of something that is no file",
+            })
     }
 
     fn last_name(

@@ -3,9 +3,10 @@
 //! anything may change times.
 
 use super::{ApplyError, timestamps};
+use crate::files::exact::in_proc;
 use crate::files::path::RelPath;
 use crate::files::wire::{Meta, NodeKind};
-use crate::files::xattr::{Of, in_proc, travels};
+use crate::files::xattr::{Of, travels};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;

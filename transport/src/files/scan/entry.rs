@@ -6,7 +6,7 @@ use crate::files::content::{Before, ContentError, Outgoing};
 use crate::files::manifest::{Body, Content, Digest, Node, Stamp};
 use crate::files::overlay::interpret;
 use crate::files::wire::{Meta, NodeKind, Record, Time};
-use crate::files::xattr;
+use crate::files::{exact, xattr};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,8 +29,8 @@ impl<'a> Walk<'a, '_> {
             (content.names.count() == 1 || node.stamp.inode == stamp.inode).then_some(content)
         });
         let digest = known.filter(|node| matches!(node.body, Body::File { .. })).map(|n| n.digest);
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let Some(fd) = self.open(dir, name, flags)? else { return Ok(Seen::Gone) };
+        let Some(located) = self.locate(dir, name)? else { return Ok(Seen::Gone) };
+        let Some(fd) = self.open_regular(&located)? else { return Ok(Seen::Gone) };
         match self.read(&fd, before, digest)? {
             Read::Gone => Ok(Seen::Gone),
             Read::Whiteout => self.whiteout(stamp, known),
@@ -91,9 +91,7 @@ impl<'a> Walk<'a, '_> {
         name: &[u8],
         known: Option<&Node>,
     ) -> Result<Seen, ScanError> {
-        let Some(fd) = self.open(dir, name, OFlags::PATH | OFlags::NOFOLLOW)? else {
-            return Ok(Seen::Gone);
-        };
+        let Some(fd) = self.locate(dir, name)? else { return Ok(Seen::Gone) };
         let Some((stamp, mut record)) = self.describe(&fd)? else { return Ok(Seen::Gone) };
         let digest = digest_of_node(&mut record);
         if known.is_none_or(|node| node.digest != digest) {
@@ -121,6 +119,8 @@ impl<'a> Walk<'a, '_> {
             }
             FileType::Fifo => NodeKind::Fifo,
             FileType::Socket => NodeKind::Socket,
+            // A whiteout by now.
+            FileType::CharacterDevice if self.is_whiteout(&stamp) => return Ok(None),
             FileType::CharacterDevice => NodeKind::CharDevice(numbers.0, numbers.1),
             FileType::BlockDevice => NodeKind::BlockDevice(numbers.0, numbers.1),
             _ => return Ok(None),
@@ -128,25 +128,37 @@ impl<'a> Walk<'a, '_> {
         Ok(Some((stamp, Record::Node { path, kind, meta })))
     }
 
-    /// Opens an entry without leaving a trace in its access time; `None` if it
-    /// went or became something else.
-    pub(super) fn open(
+    /// Finds an entry without opening it; `None` if it went.
+    pub(super) fn locate(&self, dir: &OwnedFd, name: &[u8]) -> Result<Option<OwnedFd>, ScanError> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.there(rustix::fs::openat(dir, name, flags, Mode::empty()).map(Some))
+    }
+
+    /// Opens a directory to be listed; `None` if it is none any more.
+    pub(super) fn open_directory(
         &self,
         dir: &OwnedFd,
         name: &[u8],
-        flags: OFlags,
     ) -> Result<Option<OwnedFd>, ScanError> {
-        let flags = flags | OFlags::CLOEXEC;
-        let quiet = if flags.contains(OFlags::PATH) { flags } else { flags | OFlags::NOATIME };
-        let opened = match rustix::fs::openat(dir, name, quiet, Mode::empty()) {
-            // Only owners and root may look without a trace.
-            Err(Errno::PERM) => rustix::fs::openat(dir, name, flags, Mode::empty()),
-            opened => opened,
-        };
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.there(exact::quietly(|access| {
+            rustix::fs::openat(dir, name, flags | access, Mode::empty()).map(Some)
+        }))
+    }
+
+    /// Opens what was located to be read; `None` if it is no regular file.
+    pub(super) fn open_regular(&self, located: &OwnedFd) -> Result<Option<OwnedFd>, ScanError> {
+        self.there(exact::quietly(|access| exact::regular(located, access)))
+    }
+
+    /// What is no longer there, or no longer what it was, is no failure.
+    pub(super) fn there(
+        &self,
+        opened: Result<Option<OwnedFd>, Errno>,
+    ) -> Result<Option<OwnedFd>, ScanError> {
         match opened {
-            Ok(fd) => Ok(Some(fd)),
-            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => Ok(None),
-            Err(errno) => Err(self.failed("open", errno)),
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::AGAIN) => Ok(None),
+            opened => opened.map_err(|errno| self.failed("open", errno)),
         }
     }
 

@@ -6,7 +6,6 @@ use super::walk::{Name, Read, Walk, relative};
 use crate::files::manifest::{Blocks, Body, Digest, Linked};
 use crate::files::wire::Record;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
 
@@ -59,7 +58,8 @@ impl<'a> Walk<'a, '_> {
         self.path.clone_from(&primary.path);
         let regular = primary.stamp.kind() == FileType::RegularFile;
         let read = if regular {
-            match self.open_again(inode, OFlags::RDONLY | OFlags::NONBLOCK)? {
+            let located = self.locate_again(inode)?;
+            match located.map(|located| self.open_regular(&located)).transpose()?.flatten() {
                 Some(fd) => self.read(&fd, base.map(|(.., content)| content), known)?,
                 None => Read::Gone,
             }
@@ -88,7 +88,7 @@ impl<'a> Walk<'a, '_> {
         inode: u64,
         known: Option<Digest>,
     ) -> Result<Read, ScanError> {
-        let Some(fd) = self.open_again(inode, OFlags::PATH)? else { return Ok(Read::Gone) };
+        let Some(fd) = self.locate_again(inode)? else { return Ok(Read::Gone) };
         let Some((stamp, mut record)) = self.describe(&fd)? else { return Ok(Read::Gone) };
         let digest = digest_of_node(&mut record);
         if known != Some(digest) {
@@ -98,28 +98,18 @@ impl<'a> Walk<'a, '_> {
         Ok(Read::File { stamp, settled, digest, blocks: Blocks::default() })
     }
 
-    /// Opens the path at hand, which was `inode`. If that leads elsewhere by
+    /// Finds the path at hand, which was `inode`. If that leads elsewhere by
     /// now, the next round has to sort it out.
-    pub(super) fn open_again(
-        &self,
-        inode: u64,
-        flags: OFlags,
-    ) -> Result<Option<OwnedFd>, ScanError> {
-        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    pub(super) fn locate_again(&self, inode: u64) -> Result<Option<OwnedFd>, ScanError> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH
             | ResolveFlags::NO_SYMLINKS
             | ResolveFlags::NO_MAGICLINKS
             | ResolveFlags::NO_XDEV;
-        let root = &self.scanner.root;
-        match rustix::fs::openat2(root, self.path.as_slice(), flags, Mode::empty(), resolve) {
-            Ok(fd) => {
-                let stat = rustix::fs::fstat(&fd).map_err(|errno| self.failed("look at", errno))?;
-                Ok((stat.st_ino == inode).then_some(fd))
-            }
-            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::AGAIN | Errno::NXIO) => {
-                Ok(None)
-            }
-            Err(errno) => Err(self.failed("open", errno)),
-        }
+        let (root, path) = (&self.scanner.root, self.path.as_slice());
+        let located = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve);
+        let Some(fd) = self.there(located.map(Some))? else { return Ok(None) };
+        let stat = rustix::fs::fstat(&fd).map_err(|errno| self.failed("look at", errno))?;
+        Ok((stat.st_ino == inode).then_some(fd))
     }
 }

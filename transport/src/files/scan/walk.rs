@@ -167,9 +167,11 @@ impl<'a, 'w> Walk<'a, 'w> {
         }
         self.depth += 1;
         let old: &'a [(Arc<[u8]>, Node)] = known.map_or(&[], |known| known.as_slice());
-        let listed = if trusted { None } else { Some(self.list(dir)?) };
+        let (listed, mut complete) = match trusted {
+            true => (None, true),
+            false => self.list(dir).map(|(names, complete)| (Some(names), complete))?,
+        };
         let mut fresh = Fresh { old, kept: 0, new: None };
-        let mut complete = true;
         let mut next_old = 0;
         let mut next_listed = 0;
         loop {
@@ -215,20 +217,32 @@ impl<'a, 'w> Walk<'a, 'w> {
         Ok((children, complete))
     }
 
-    /// The sorted names in a directory, without those that are excluded.
-    pub(super) fn list(&mut self, dir: &OwnedFd) -> Result<Vec<Vec<u8>>, ScanError> {
+    /// The sorted names in a directory, each once and without those that are
+    /// excluded; also whether the directory was there to the end.
+    pub(super) fn list(&mut self, dir: &OwnedFd) -> Result<(Vec<Vec<u8>>, bool), ScanError> {
         let mut buffer = Vec::with_capacity(32 * 1024);
         let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
         let mut names = Vec::new();
+        let mut complete = true;
         while let Some(entry) = entries.next() {
-            let entry = entry.map_err(|errno| self.failed("list", errno))?;
+            let entry = match entry {
+                Ok(entry) => entry,
+                // Removed while it was listed: nothing more is in it.
+                Err(Errno::NOENT) => {
+                    complete = false;
+                    break;
+                }
+                Err(errno) => return Err(self.failed("list", errno)),
+            };
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." && !self.excluded(name) {
                 names.push(name.to_vec());
             }
         }
         names.sort_unstable();
-        Ok(names)
+        // A name that went and came back meanwhile may be listed twice.
+        names.dedup();
+        Ok((names, complete))
     }
 
     /// One entry of a directory.
@@ -269,18 +283,11 @@ impl<'a, 'w> Walk<'a, 'w> {
         let stamp = Stamp::of(&stat);
         let same = known.filter(|node| node.stamp == stamp);
         match stamp.kind() {
-            FileType::Directory => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-                match self.open(dir, name, flags)? {
-                    Some(fd) => self.directory(fd, known),
-                    None => Ok(Seen::Gone),
-                }
-            }
-            FileType::CharacterDevice
-                if stamp.rdev == 0 && matches!(self.scanner.tree, Tree::Upper(_)) =>
-            {
-                self.whiteout(stamp, known)
-            }
+            FileType::Directory => match self.open_directory(dir, name)? {
+                Some(fd) => self.directory(fd, known),
+                None => Ok(Seen::Gone),
+            },
+            FileType::CharacterDevice if self.is_whiteout(&stamp) => self.whiteout(stamp, known),
             _ if stamp.links > 1 => {
                 let name = Name { path: self.path.clone(), stamp, known };
                 self.linked.entry(stamp.inode).or_default().push(name);
@@ -294,6 +301,11 @@ impl<'a, 'w> Walk<'a, 'w> {
             FileType::RegularFile => self.file(dir, name, stamp, known),
             _ => self.node(dir, name, known),
         }
+    }
+
+    /// Whether a character device stands for "nothing is here".
+    pub(super) fn is_whiteout(&self, stamp: &Stamp) -> bool {
+        stamp.rdev == 0 && matches!(self.scanner.tree, Tree::Upper(_))
     }
 
     pub(super) fn whiteout(
