@@ -155,7 +155,7 @@ impl Hosts {
         argv.extend(words.iter().map(|&word| word.to_owned()));
         let output = self.a().command(&argv).output().expect("blip");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Said { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+        Said { code: output.status.code(), err: text(&output.stderr) }
     }
 
     /// Starts `blip migrate --json` of a container to the target.
@@ -233,7 +233,6 @@ impl Hosts {
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) code: Option<i32>,
-    pub(crate) out: String,
     pub(crate) err: String,
 }
 

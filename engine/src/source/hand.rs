@@ -129,17 +129,11 @@ impl<'a> Handover<'a> {
         let layer = self.copied.layer.take();
         let link = self.peer.link.clone();
         let pump = self.take_pump()?;
-        // CRIU writes its images while the last pages and files are on their
-        // way. Everything the scan reads stands still.
-        let (frozen, pages, files) = tokio::join!(
+        // CRIU writes its images while the last pages are on their way.
+        // Everything the scan reads stands still.
+        let (frozen, pages) = tokio::join!(
             still.dump(&tasks),
             pump.round(round, tasks.clone(), Stop::Frozen, &link),
-            async {
-                match layer {
-                    Some(layer) => layer.round(round, Pace::Frozen, &link).await.map(Some),
-                    None => Ok(None),
-                }
-            }
         );
         // First of all what the way back needs.
         self.frozen = Some(frozen?);
@@ -148,7 +142,9 @@ impl<'a> Handover<'a> {
         self.confirm(round, done.batches).await?;
         self.copied.rounds.push(done.report.clone());
         self.run.events.send(Event::Round(done.report));
-        if files?.is_some() {
+        // After the dump: CRIU gives deleted files that are open a name again.
+        if let Some(layer) = layer {
+            layer.round(round, Pace::Frozen, &link).await?;
             self.peer.say(&ToTarget::FilesEnd { round }).await?;
             self.unconfirmed += 1;
         }
