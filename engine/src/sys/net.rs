@@ -74,7 +74,7 @@ impl Tap {
     }
 
     /// Every unicast IP frame that came for this host since it was opened, at
-    /// most [`TAP_BUFFER`] bytes of them.
+    /// most 8 MiB of them.
     pub fn frames(&self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut buffer = vec![0; 1 << 16];
