@@ -1,5 +1,5 @@
 //! From the freeze to the end: carries out what the pure
-//! [`Source`](crate::handover::Source) says, and times the downtime's phases.
+//! [`Source`] says, and times the downtime's phases.
 
 use super::freeze::{Frozen, Ready, Still};
 use super::peer::Peer;

@@ -1,5 +1,5 @@
 //! One migration, seen from the target: everything that happens is put in a
-//! row, fed to the pure [`Target`](crate::handover::Target), and its actions are carried out.
+//! row, fed to the pure [`Target`], and its actions are carried out.
 
 use super::intake::{Intake, IntakeError};
 use super::pages::StoredPages;
