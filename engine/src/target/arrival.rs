@@ -170,12 +170,15 @@ impl Arrival {
     async fn message(&mut self, message: ToTarget) {
         match message {
             ToTarget::RoundEnd { round, batches } => {
-                let missing = self.intake.round_applied(round, batches).await;
-                self.tell(ToSource::RoundApplied { round, missing }).await;
+                // Nothing came: the reason is in the row already.
+                if let Some(missing) = self.intake.round_applied(round, batches).await {
+                    self.tell(ToSource::RoundApplied { round, missing }).await;
+                }
             }
             ToTarget::FilesEnd { round } => {
-                self.intake.files_applied(round).await;
-                self.tell(ToSource::FilesApplied { round }).await;
+                if self.intake.files_applied(round).await.is_some() {
+                    self.tell(ToSource::FilesApplied { round }).await;
+                }
             }
             ToTarget::Neighbours(neighbours) => {
                 let Some(staged) = &self.staged else { return };
@@ -310,7 +313,7 @@ impl Arrival {
         let Some(server) = staged.lazy.take() else { return };
         self.record_ahead();
         let Some(staged) = &mut self.staged else { return };
-        let inventory = self.intake.images(request.images).await;
+        let Some(inventory) = self.intake.images(request.images).await else { return };
         let images = staged.images.clone();
         let inbox = server.inbox();
         let source = StoredPages::new(self.intake.clone(), self.link.clone(), inbox);

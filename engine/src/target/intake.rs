@@ -74,6 +74,8 @@ struct Progress {
     files: BTreeMap<Round, ()>,
     images: u32,
     inventory: Option<Vec<u8>>,
+    /// Nothing more will come.
+    over: bool,
 }
 
 /// Takes in everything that a migration sends.
@@ -101,8 +103,16 @@ impl Intake {
         *lock(&self.places) = Some(places);
     }
 
-    /// Takes streams until the link ends or something goes wrong.
+    /// Takes streams until the link ends or something goes wrong. Whoever waits
+    /// for something then waits no longer.
     pub async fn run(self: Arc<Self>, link: Connection) -> IntakeError {
+        let error = self.clone().take_all(link).await;
+        lock(&self.progress).over = true;
+        self.changed.notify_waiters();
+        error
+    }
+
+    async fn take_all(self: Arc<Self>, link: Connection) -> IntakeError {
         let (failed, mut failure) = tokio::sync::mpsc::channel(1);
         loop {
             let stream = tokio::select! {
@@ -190,8 +200,8 @@ impl Intake {
     }
 
     /// Waits until all batches of a round are in the store. Returns the pages
-    /// that have to be sent whole.
-    pub async fn round_applied(&self, round: Round, batches: u32) -> Vec<PageAt> {
+    /// that have to be sent whole; `None` if they will never be.
+    pub async fn round_applied(&self, round: Round, batches: u32) -> Option<Vec<PageAt>> {
         self.until(|progress| {
             if batches == 0 {
                 return Some(Vec::new());
@@ -202,26 +212,31 @@ impl Intake {
         .await
     }
 
-    /// Waits until the files of a round are in place.
-    pub async fn files_applied(&self, round: Round) {
-        self.until(|progress| progress.files.get(&round).copied()).await;
+    /// Waits until the files of a round are in place; `None` if they never will.
+    pub async fn files_applied(&self, round: Round) -> Option<()> {
+        self.until(|progress| progress.files.get(&round).copied()).await
     }
 
-    /// Waits until that many images have come. Returns the inventory.
-    pub async fn images(&self, count: u32) -> Vec<u8> {
+    /// Waits until that many images have come. Returns the inventory; `None` if
+    /// they never will.
+    pub async fn images(&self, count: u32) -> Option<Vec<u8>> {
         self.until(|progress| {
             (progress.images >= count).then(|| progress.inventory.take()).flatten()
         })
         .await
     }
 
-    async fn until<T>(&self, mut ready: impl FnMut(&mut Progress) -> Option<T>) -> T {
+    async fn until<T>(&self, mut ready: impl FnMut(&mut Progress) -> Option<T>) -> Option<T> {
         loop {
             // Registered before the look, so that no change is missed.
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(value) = ready(&mut lock(&self.progress)) {
+            let (value, over) = {
+                let mut progress = lock(&self.progress);
+                (ready(&mut progress), progress.over)
+            };
+            if value.is_some() || over {
                 return value;
             }
             changed.await;
