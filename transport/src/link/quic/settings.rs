@@ -71,7 +71,7 @@ pub const KEEP_ALIVE: Duration = Duration::from_millis(250);
 
 /// Silence after which the other end counts as gone: five keep-alives missed,
 /// and still inside the two seconds in which a source must be running again.
-pub const IDLE_TIMEOUT: Duration = Duration::from_millis(1500);
+pub const IDLE_TIMEOUT: Duration = Duration::from_millis(1000);
 
 /// How long to dial before giving up.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
