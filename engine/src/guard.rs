@@ -18,7 +18,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long CRIU may take to notice that blip is gone and undo its dump.
@@ -60,7 +59,7 @@ pub struct Guard {
 
 impl Guard {
     /// Starts a guard. It keeps `descriptors` open as long as it lives.
-    pub fn start(charge: &Charge, descriptors: &[Arc<OwnedFd>]) -> io::Result<Self> {
+    pub fn start(charge: &Charge, descriptors: &[OwnedFd]) -> io::Result<Self> {
         let charge = serde_json::to_string(charge).map_err(io::Error::from)?;
         let copies = inheritable(descriptors)?;
         let mut child = Command::new("/proc/self/exe")
@@ -86,7 +85,7 @@ impl Guard {
 }
 
 /// Copies that survive an exec; they are closed here once it has happened.
-fn inheritable(descriptors: &[Arc<OwnedFd>]) -> io::Result<Vec<OwnedFd>> {
+fn inheritable(descriptors: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
     let mut copies = Vec::with_capacity(descriptors.len());
     for descriptor in descriptors {

@@ -41,7 +41,6 @@ pub use stats::{LazyStats, LazySummary};
 
 use blip_transport::page::{PageAt, PageBytes, PageRun, SpaceId};
 use blip_transport::units::PageCount;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// What a page source has for a page.
@@ -112,9 +111,6 @@ pub enum LazyEvent {
     TaskArrived {
         /// The task.
         space: SpaceId,
-        /// Its userfaultfd once more. While it is open, a missing page makes a
-        /// thread wait, even if this whole process dies.
-        keepsake: Arc<OwnedFd>,
     },
     /// CRIU has restored everything; it lets the processes run next.
     RestoreFinished,

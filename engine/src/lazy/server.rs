@@ -4,11 +4,13 @@ use super::book::Book;
 use super::client::{SOCKET, bind_in};
 use super::error::LazyError;
 use super::plan::LazyPlan;
-use super::serving::Serving;
+use super::serving::{Keepsakes, Serving};
 use super::{LazyEvent, LazyOptions, LazyStats, PageSource, RemoteAnswer};
 use crate::sys::uffd_copy::Uffd;
 use blip_transport::page::{PageAt, PageRun, SpaceId};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -76,13 +78,15 @@ impl LazyServer {
         let stats = Arc::new(Mutex::new(LazyStats::new()));
         let left_open = Arc::new(Mutex::new(Vec::new()));
         let book = Book::new(&plan, source, options, Box::new(observer), stats.clone());
-        let serving = Serving::new(plan, book, self.mailbox.clone(), &self.listener)?;
+        let keepsakes = Keepsakes::default();
+        let (mailbox, kept) = (self.mailbox.clone(), keepsakes.clone());
+        let serving = Serving::new(plan, book, mailbox, &self.listener, kept)?;
         let open = left_open.clone();
         let thread = std::thread::Builder::new()
             .name("blip-lazy".into())
             .spawn(move || serving.serve_all(self.listener, &open))
             .map_err(|error| LazyError::System { what: "start its thread", error })?;
-        Ok(LazyHandle { mailbox: self.mailbox, thread, stats, left_open })
+        Ok(LazyHandle { mailbox: self.mailbox, thread, stats, left_open, keepsakes })
     }
 }
 
@@ -93,9 +97,20 @@ pub struct LazyHandle {
     thread: JoinHandle<Result<(), Arc<LazyError>>>,
     stats: Arc<Mutex<LazyStats>>,
     left_open: Arc<Mutex<Vec<Uffd>>>,
+    keepsakes: Keepsakes,
 }
 
 impl LazyHandle {
+    /// The userfaultfds that are being served, once more each. While somebody
+    /// holds these, a missing page makes a thread wait even if this whole
+    /// process dies.
+    ///
+    /// # Errors
+    /// What copying a descriptor reports.
+    pub fn keepsakes(&self) -> io::Result<Vec<OwnedFd>> {
+        lock(&self.keepsakes).values().map(OwnedFd::try_clone).collect()
+    }
+
     /// Waits until everything is in place or the server has failed. After a
     /// failure the descriptors stay open for good, so that no process reads
     /// zeros for memory it never got; use [`LazyHandle::abort`] instead once
@@ -132,6 +147,7 @@ impl LazyHandle {
         // A panic has been reported to whoever looks at stderr; what counts
         // here is that nothing stays open.
         let _ = self.thread.join();
+        lock(&self.keepsakes).clear();
         for uffd in lock(&self.left_open).drain(..) {
             uffd.release();
         }

@@ -11,7 +11,7 @@ use crate::sys::uffd_copy::Uffd;
 use blip_transport::page::{PageRun, SpaceId};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -27,6 +27,10 @@ const PATIENCE: u32 = 64;
 /// That pause.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// A second descriptor of every userfaultfd that is being served, by the number
+/// of its address space.
+pub(super) type Keepsakes = Arc<Mutex<BTreeMap<u64, OwnedFd>>>;
+
 /// The state of the server's thread.
 pub(super) struct Serving {
     epoll: Epoll,
@@ -35,6 +39,7 @@ pub(super) struct Serving {
     mailbox: Arc<Mailbox>,
     client: Option<Client>,
     spaces: BTreeMap<u64, Space>,
+    keepsakes: Keepsakes,
     /// Tasks the restorer has handed over.
     arrived: BTreeSet<SpaceId>,
     next_space: u64,
@@ -54,6 +59,7 @@ impl Serving {
         book: Book,
         mailbox: Arc<Mailbox>,
         listener: &UnixListener,
+        keepsakes: Keepsakes,
     ) -> Result<Self, LazyError> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(LazyError::system("make an epoll"))?;
@@ -64,6 +70,7 @@ impl Serving {
             mailbox,
             client: None,
             spaces: BTreeMap::new(),
+            keepsakes,
             arrived: BTreeSet::new(),
             next_space: SPACES,
             turn: 0,
@@ -229,11 +236,8 @@ impl Serving {
             Some(task) => {
                 let hot = self.book.options.hot.iter().filter(|(s, _)| *s == space);
                 let hot: Vec<PageRun> = hot.flat_map(|(_, runs)| runs).copied().collect();
-                let keepsake = uffd
-                    .keepsake()
-                    .map_err(|error| LazyError::System { what: "copy a userfaultfd", error })?;
                 self.add(Space::restored(space, uffd, task, &hot))?;
-                self.book.tell(LazyEvent::TaskArrived { space, keepsake: Arc::new(keepsake) });
+                self.book.tell(LazyEvent::TaskArrived { space });
                 return Ok(());
             }
         };
@@ -245,8 +249,13 @@ impl Serving {
     fn add(&mut self, space: Space) -> Result<(), LazyError> {
         let number = self.next_space;
         self.next_space += 1;
+        let keepsake = space
+            .uffd
+            .keepsake()
+            .map_err(|error| LazyError::System { what: "copy a userfaultfd", error });
         let watched = self.watch(&space.uffd, number);
         self.spaces.insert(number, space);
+        lock(&self.keepsakes).insert(number, keepsake?);
         watched
     }
 
@@ -352,6 +361,8 @@ impl Serving {
             let Some(space) = self.spaces.remove(&number) else { return };
             let owed: Vec<_> = space.owed.all().map(|piece| (space.origin, piece)).collect();
             self.book.taken.extend(owed);
+            // Both, or the kernel goes on waiting for somebody to serve it.
+            lock(&self.keepsakes).remove(&number);
             space.uffd.release();
             self.settle();
         }

@@ -15,7 +15,6 @@ use crate::protocol::{RestoreRequest, StageRequest, ToSource, ToTarget};
 use crate::runtime::stage::{StageDir, StageEvent};
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender};
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -50,8 +49,6 @@ pub struct Arrival {
     lazy: Option<LazyHandle>,
     lifts: Vec<Lift>,
     guard: Option<Guard>,
-    /// Userfaultfds for the guard to hold.
-    keepsakes: Vec<Arc<OwnedFd>>,
     serving_since: Option<Instant>,
     /// The grant's record, on its way to the disk.
     recording: Option<JoinHandle<std::io::Result<()>>>,
@@ -115,7 +112,6 @@ impl Arrival {
             lazy: None,
             lifts: Vec::new(),
             guard: None,
-            keepsakes: Vec::new(),
             serving_since: None,
             recording: None,
             init: 0,
@@ -227,7 +223,6 @@ impl Arrival {
 
     async fn lazy_event(&mut self, event: LazyEvent) {
         match event {
-            LazyEvent::TaskArrived { keepsake, .. } => self.keepsakes.push(keepsake),
             LazyEvent::Drained => {
                 self.drained = true;
                 if self.machine.runs() {
@@ -363,8 +358,9 @@ impl Arrival {
                 Err(error) => tracing::warn!("{error}"),
             }
         }
-        let keepsakes = std::mem::take(&mut self.keepsakes);
-        match Guard::start(&Charge::Target { init: self.init }, &keepsakes) {
+        let keepsakes = self.lazy.as_ref().map_or(Ok(Vec::new()), LazyHandle::keepsakes);
+        let charge = Charge::Target { init: self.init };
+        match keepsakes.and_then(|keepsakes| Guard::start(&charge, &keepsakes)) {
             Ok(guard) => self.guard = Some(guard),
             Err(error) => tracing::warn!("cannot start the guard: {error}"),
         }
