@@ -165,9 +165,17 @@ while start < end:
 assert libc.ioctl(0, ctypes.c_ulong(0x5401), 0) == -1 and ctypes.get_errno() == 25
 "#;
 
+    /// Python itself: what the search path has may be a script that starts it,
+    /// and the library leaves no trace in what the first program starts.
+    fn interpreter() -> Option<String> {
+        let mut python = std::process::Command::new("python3");
+        let output = python.args(["-c", "import sys; print(sys.executable)"]).output().ok()?;
+        Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+    }
+
     fn ask(preload: &Preload, range: (u64, u64), room: usize) -> Option<Runs> {
         let words = [std::process::id() as u64, range.0, range.1, room as u64];
-        let child = std::process::Command::new("python3")
+        let child = std::process::Command::new(interpreter()?)
             .args(["-c", ASK])
             .args(words.map(|word| word.to_string()))
             .envs(preload.environment())
