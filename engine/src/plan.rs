@@ -9,8 +9,6 @@ use std::time::Duration;
 pub struct RoundFacts {
     /// Pages that had to be read.
     pub dirty: PageCount,
-    /// How long the round took.
-    pub took: Duration,
     /// Rate at which pages went out, raw bytes a second.
     pub rate: Bandwidth,
 }
@@ -82,11 +80,7 @@ mod tests {
     use super::*;
 
     fn round(dirty: u64) -> RoundFacts {
-        RoundFacts {
-            dirty: PageCount(dirty),
-            took: Duration::from_millis(100),
-            rate: Bandwidth(400e6),
-        }
+        RoundFacts { dirty: PageCount(dirty), rate: Bandwidth(400e6) }
     }
 
     #[test]

@@ -66,12 +66,8 @@ pub struct CheckRequest {
     pub image_name: String,
     /// Networks it is attached to.
     pub networks: Vec<String>,
-    /// Named volumes it uses.
-    pub volumes: Vec<String>,
     /// Memory it has now.
     pub memory: ByteSize,
-    /// Size of its writable layer.
-    pub files: ByteSize,
 }
 
 /// What the target is asked to prepare.

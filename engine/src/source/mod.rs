@@ -383,11 +383,7 @@ impl Order {
 
 fn facts_of(done: &RoundDone) -> RoundFacts {
     let took = Duration::from_secs_f64(done.report.ms / 1e3);
-    RoundFacts {
-        dirty: done.report.dirty,
-        took,
-        rate: Bandwidth::over(done.report.bytes_raw, took),
-    }
+    RoundFacts { dirty: done.report.dirty, rate: Bandwidth::over(done.report.bytes_raw, took) }
 }
 
 fn out_of_turn(said: &ToSource) -> peer::PeerError {

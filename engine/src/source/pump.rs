@@ -17,7 +17,7 @@ use blip_transport::page::{PageAt, PageIndex, PageRun, SpaceId};
 use blip_transport::units::{ByteSize, PageCount, Round};
 use blip_transport::wire::{Batch, RawBatch};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::mpsc;
 
 /// zstd level of page batches: the fastest that still saves most.
@@ -321,21 +321,6 @@ impl Pump {
     /// Reads pages of the frozen container for a target that asks.
     pub fn fetch(&self) -> Fetcher {
         Fetcher { owners: self.owners.clone(), reader: Reader::new() }
-    }
-
-    /// How long the last scan stopped the container at most.
-    pub fn stall(&self) -> Duration {
-        self.tracker.stats().worst.stop_max
-    }
-
-    /// Which tracker works here.
-    pub fn tracker(&self) -> crate::track::TrackerKind {
-        self.tracker.kind()
-    }
-
-    /// Takes every trace of tracking out of the container.
-    pub fn disarm(&mut self) {
-        self.tracker.disarm();
     }
 }
 

@@ -108,9 +108,7 @@ impl Subject {
             image: self.inspection.image.clone(),
             image_name: self.inspection.image_name(),
             networks: self.inspection.networks().into_keys().collect(),
-            volumes: Vec::new(),
             memory: self.memory()?,
-            files: ByteSize(0),
         })
     }
 

@@ -12,7 +12,7 @@ use crate::lazy::{LazyEvent, LazyHandle, LazyOptions, LazyPlan, TaskPlan};
 use crate::ledger::{TargetRecord, TargetStep};
 use crate::network::{self, Lift};
 use crate::protocol::{RestoreRequest, StageRequest, ToSource, ToTarget};
-use crate::runtime::stage::{StageDir, StageEvent};
+use crate::runtime::stage::{Report, StageDir, StageEvent};
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -206,12 +206,12 @@ impl Arrival {
 
     async fn stage_event(&mut self, event: StageEvent) {
         match event {
-            StageEvent::Held { init_pid } => {
+            StageEvent::Said(Report::Held { init_pid }) => {
                 self.init = init_pid;
                 self.before_the_hold_is_told();
                 self.on(TargetEvent::RestoreHeld).await;
             }
-            StageEvent::Failed { why, log_tail } => {
+            StageEvent::Said(Report::Failed { why, log_tail }) => {
                 self.fail(format!("{why} {log_tail}").trim().to_owned()).await;
             }
             StageEvent::HolderGone | StageEvent::HookGone if !self.machine.runs() => {

@@ -10,8 +10,8 @@ use crate::lazy::{LazyError, LazyServer};
 use crate::network::{NetworkError, Silence, parse_mac};
 use crate::protocol::StageRequest;
 use crate::runtime::stage::{
-    CgroupMode, HolderUp, RestoreSpec, STAGE_ROOT, StageDir, StageError, StageEvent, StageServer,
-    TcpMode,
+    CgroupMode, HolderUp, Report, RestoreSpec, STAGE_ROOT, StageDir, StageError, StageEvent,
+    StageServer, TcpMode,
 };
 use blip_transport::files::{ApplyOptions, Exclude, Room};
 use bollard::models::RestartPolicy;
@@ -236,11 +236,11 @@ async fn wait_for_start(
             () = tokio::time::sleep_until(until) => return Err(StagingError::Slow),
         };
         match event {
-            Some(StageEvent::HolderUp(up)) => holder = Some(up),
-            Some(StageEvent::StartAsked) => {
+            Some(StageEvent::Said(Report::HolderUp(up))) => holder = Some(up),
+            Some(StageEvent::Said(Report::StartAsked)) => {
                 return holder.ok_or_else(|| StagingError::Failed("no holder came up".into()));
             }
-            Some(StageEvent::Failed { why, log_tail }) => {
+            Some(StageEvent::Said(Report::Failed { why, log_tail })) => {
                 // Docker's own words, if it has any, say more.
                 let docker = tokio::time::timeout(Duration::from_secs(5), &mut *starting).await;
                 let why = match docker {

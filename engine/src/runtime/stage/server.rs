@@ -10,39 +10,16 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::wire::{self, HolderOrder, HolderUp, HookOrder, MAX_LINE, Report, RestoreSpec};
+use super::wire::{self, HolderOrder, HookOrder, MAX_LINE, Report, RestoreSpec};
 use super::{StageDir, StageError};
 
 /// What happens on the stage, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StageEvent {
-    /// Docker created the container; its place is held.
-    HolderUp(HolderUp),
-    /// The network is attached; a restore may be ordered.
-    StartAsked,
-    /// runc works on it, as this process.
-    Restoring {
-        /// Host pid of runc.
-        pid: i32,
-    },
-    /// All is restored, nothing has run: say [`go`](StageServer::go) or
+    /// What the holder or the hook says. After [`Report::StartAsked`] a restore
+    /// may be ordered; after [`Report::Held`] say [`go`](StageServer::go) or
     /// [`die`](StageServer::die).
-    Held {
-        /// Host pid of the restored init.
-        init_pid: i32,
-    },
-    /// It runs, and is Docker's.
-    Restored {
-        /// Host pid of the restored init.
-        init_pid: i32,
-    },
-    /// Nothing runs here and nothing will.
-    Failed {
-        /// In one sentence.
-        why: String,
-        /// What the restore log says.
-        log_tail: String,
-    },
+    Said(Report),
     /// The hook left before it was told anything: nothing can run any more.
     HookGone,
     /// The holder's end of the socket is closed. Expected after `Restored`
@@ -91,7 +68,7 @@ impl StageServer {
         self.events.recv().await
     }
 
-    /// Orders the restore. Valid after [`StageEvent::StartAsked`].
+    /// Orders the restore. Valid after [`Report::StartAsked`].
     ///
     /// # Errors
     /// When the holder cannot be reached.
@@ -162,33 +139,22 @@ async fn serve(stream: UnixStream, clients: Shared, tell: mpsc::UnboundedSender<
     match next_report(&mut lines).await {
         Some(Report::HolderUp(up)) => {
             lock(&clients).holder = Some(write);
-            let _ = tell.send(StageEvent::HolderUp(up));
+            let _ = tell.send(StageEvent::Said(Report::HolderUp(up)));
             while let Some(report) = next_report(&mut lines).await {
-                let _ = tell.send(event(report));
+                let _ = tell.send(StageEvent::Said(report));
             }
             lock(&clients).holder = None;
             let _ = tell.send(StageEvent::HolderGone);
         }
         Some(Report::Held { init_pid }) => {
             lock(&clients).hook = Some(write);
-            let _ = tell.send(StageEvent::Held { init_pid });
+            let _ = tell.send(StageEvent::Said(Report::Held { init_pid }));
             while next_report(&mut lines).await.is_some() {}
             if lock(&clients).hook.take().is_some() {
                 let _ = tell.send(StageEvent::HookGone);
             }
         }
         other => tracing::warn!(?other, "a stranger on the stage socket"),
-    }
-}
-
-fn event(report: Report) -> StageEvent {
-    match report {
-        Report::HolderUp(up) => StageEvent::HolderUp(up),
-        Report::StartAsked => StageEvent::StartAsked,
-        Report::Restoring { pid } => StageEvent::Restoring { pid },
-        Report::Held { init_pid } => StageEvent::Held { init_pid },
-        Report::Restored { init_pid } => StageEvent::Restored { init_pid },
-        Report::Failed { why, log_tail } => StageEvent::Failed { why, log_tail },
     }
 }
 
@@ -204,7 +170,7 @@ async fn next_report(lines: &mut BufReader<OwnedReadHalf>) -> Option<Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::stage::{CgroupMode, TcpMode};
+    use crate::runtime::stage::{CgroupMode, HolderUp, TcpMode};
     use std::os::unix::net::UnixStream as Blocking;
 
     fn up() -> HolderUp {
@@ -238,13 +204,13 @@ mod tests {
 
         let mut holder = Blocking::connect(stage.socket()).unwrap();
         wire::send(&mut holder, &Report::HolderUp(up())).unwrap();
-        assert_eq!(server.next().await, Some(StageEvent::HolderUp(up())));
+        assert_eq!(server.next().await, Some(StageEvent::Said(Report::HolderUp(up()))));
         assert!(server.go().await.is_err(), "the holder is no hook");
         server.restore(spec()).await.unwrap();
 
         let mut hook = Blocking::connect(stage.socket()).unwrap();
         wire::send(&mut hook, &Report::Held { init_pid: 9 }).unwrap();
-        assert_eq!(server.next().await, Some(StageEvent::Held { init_pid: 9 }));
+        assert_eq!(server.next().await, Some(StageEvent::Said(Report::Held { init_pid: 9 })));
         server.go().await.unwrap();
         assert!(server.go().await.is_err(), "the word is given once");
 
@@ -270,7 +236,7 @@ mod tests {
         let mut server = StageServer::listen(&stage).unwrap();
         let mut hook = Blocking::connect(stage.socket()).unwrap();
         wire::send(&mut hook, &Report::Held { init_pid: 9 }).unwrap();
-        assert_eq!(server.next().await, Some(StageEvent::Held { init_pid: 9 }));
+        assert_eq!(server.next().await, Some(StageEvent::Said(Report::Held { init_pid: 9 })));
         drop(hook);
         assert_eq!(server.next().await, Some(StageEvent::HookGone));
         assert!(server.go().await.is_err());
