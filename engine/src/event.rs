@@ -1,10 +1,12 @@
 //! What happens during a migration, once: one stream of [`Event`]s feeds the
-//! terminal, the JSON output and the bench; the [`Report`] sums it up.
+//! terminal, the JSON output, the timeline picture and the bench; the
+//! [`Report`] sums it up.
 
 use crate::handover::Outcome;
-use blip_transport::units::{ByteSize, PageCount, Round};
+use crate::plan::{Goal, Method, OnMiss, ThrottleLimit};
+use blip_transport::units::{Bandwidth, ByteSize, PageCount, Round};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A step of a migration, in the order in which they happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -73,6 +75,9 @@ pub struct RoundReport {
     pub unchanged: PageCount,
     /// Pages sent as a reference to content the target holds.
     pub deduplicated: PageCount,
+    /// Dirty pages that were not read, because they are dirtied round after
+    /// round or because the round was cut short.
+    pub held_back: PageCount,
     /// Bytes of the dirty pages.
     pub bytes_raw: ByteSize,
     /// Bytes that went over the link for them.
@@ -110,6 +115,99 @@ pub struct LazyReport {
     /// From resume until the last page was in place, in milliseconds; zero if
     /// all were in place before.
     pub drain_ms: f64,
+    /// How the brownout went, in steps of time.
+    #[serde(default)]
+    pub samples: Vec<LazySample>,
+}
+
+/// What the lazy-pages server did in one step of time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LazySample {
+    /// The end of the step, in milliseconds after the resume; negative before.
+    pub at_ms: f64,
+    /// Page faults that had to wait for the server.
+    pub faults: u64,
+    /// Pages put into the container.
+    pub pages: u64,
+    /// Those of them that came from the source.
+    pub from_source: u64,
+}
+
+/// What was asked for, as reports have it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GoalReport {
+    /// Longest downtime wanted, in milliseconds; `null`: as short as possible.
+    pub downtime_ms: Option<f64>,
+    /// When the container was to run on the target, in milliseconds after the
+    /// start.
+    pub deadline_ms: Option<f64>,
+    /// What to do at a miss.
+    pub on_miss: OnMiss,
+    /// The method asked for.
+    pub method: Method,
+    /// Most that may go over the link, in bytes a second.
+    pub bandwidth: Option<Bandwidth>,
+    /// How far the container may be slowed down.
+    pub throttle: ThrottleLimit,
+}
+
+impl From<&Goal> for GoalReport {
+    fn from(goal: &Goal) -> Self {
+        Self {
+            downtime_ms: goal.downtime.map(millis),
+            deadline_ms: goal.deadline.map(millis),
+            on_miss: goal.on_miss,
+            method: goal.method,
+            bandwidth: goal.bandwidth,
+            throttle: goal.throttle,
+        }
+    }
+}
+
+/// What the planner expects of a migration by one method.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// The method.
+    pub method: Method,
+    /// Rounds of copying, the frozen one included.
+    pub rounds: u32,
+    /// Bytes over the link.
+    pub bytes: ByteSize,
+    /// From the start to the container running on the target, with all memory
+    /// there, in milliseconds.
+    pub total_ms: f64,
+    /// Downtime in milliseconds.
+    pub downtime_ms: f64,
+    /// Its parts, in milliseconds.
+    pub downtime: Vec<PhaseTime>,
+    /// From resume until the last page is in place, in milliseconds.
+    pub brownout_ms: f64,
+    /// Whether that meets the target; `null` without a target.
+    pub met: Option<bool>,
+    /// How sure the planner is that the downtime lies within a quarter of the
+    /// forecast, 0 to 1.
+    pub confidence: f64,
+}
+
+/// How far a round is, and what a freeze now would cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The round, from 0.
+    pub round: Round,
+    /// Pages of it that have been read so far.
+    pub done: PageCount,
+    /// Pages it has to read.
+    pub dirty: PageCount,
+    /// Bytes over the link since the start.
+    pub bytes_wire: ByteSize,
+    /// Over the link at present, in bytes a second.
+    pub throughput: Bandwidth,
+    /// How fast the container dirties pages, in bytes a second; `null` while
+    /// unknown.
+    pub dirty_rate: Option<Bandwidth>,
+    /// The downtime if it were frozen at the end of this round, in
+    /// milliseconds; `null` while unknown.
+    pub predicted_downtime_ms: Option<f64>,
 }
 
 /// What took part.
@@ -153,6 +251,20 @@ pub struct Report {
     pub memory_bytes: ByteSize,
     /// How memory came into the container.
     pub lazy: LazyReport,
+    /// What was asked for.
+    pub goal: GoalReport,
+    /// The method that was used in the end.
+    pub method: Method,
+    /// What the planner expected when it froze the container; `null` if it
+    /// never did.
+    pub predicted: Option<Forecast>,
+    /// Whether the downtime met the target; `null` without a target or without
+    /// a downtime.
+    pub met: Option<bool>,
+    /// The most CPU time that was taken from the container, in percent.
+    pub throttled_percent: u8,
+    /// What blip cannot know from where it stands, in words.
+    pub unknowns: Vec<String>,
     /// Which tracker was used and why.
     pub tracker: String,
     /// What took part.
@@ -161,7 +273,17 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
-/// One thing that happened. `--json` prints them as one object a line.
+/// An event and its time. `--json` prints them as one object a line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Timed {
+    /// Milliseconds since the command began.
+    pub at_ms: f64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
@@ -179,12 +301,21 @@ pub enum Event {
     },
     /// A round ended.
     Round(RoundReport),
+    /// A round is under way; a few times a second.
+    Progress(Progress),
     /// Something was decided.
     Decision {
         /// What.
         what: String,
         /// The reason, in words and numbers.
         why: String,
+    },
+    /// The planner's forecast for the method it follows, as of now.
+    Forecast(Forecast),
+    /// The container's CPU time is cut by this much; 0: it has all of it again.
+    Throttle {
+        /// In percent.
+        percent: u8,
     },
     /// Something worth knowing.
     Note {
@@ -202,17 +333,25 @@ pub fn millis(time: Duration) -> f64 {
 
 /// Where events go. Whoever does not listen misses them; nothing waits.
 #[derive(Clone, Debug)]
-pub struct Events(tokio::sync::mpsc::UnboundedSender<Event>);
+pub struct Events {
+    begun: Instant,
+    listener: tokio::sync::mpsc::UnboundedSender<Timed>,
+}
 
 impl Events {
-    /// A stream and its listening end.
-    pub fn channel() -> (Self, tokio::sync::mpsc::UnboundedReceiver<Event>) {
-        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-        (Self(sender), receiver)
+    /// A stream that begins now, and its listening end.
+    pub fn channel() -> (Self, tokio::sync::mpsc::UnboundedReceiver<Timed>) {
+        let (listener, receiver) = tokio::sync::mpsc::unbounded_channel();
+        (Self { begun: Instant::now(), listener }, receiver)
     }
 
     /// Tells what happened.
     pub fn send(&self, event: Event) {
-        let _ = self.0.send(event);
+        let _ = self.listener.send(Timed { at_ms: millis(self.begun.elapsed()), event });
+    }
+
+    /// Time since the stream began.
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
     }
 }

@@ -1,7 +1,10 @@
 //! When to stop copying ahead and freeze. Pure: a planner is told what each
 //! round did and says what to do next, with its reason.
 
+mod goal;
+
 use blip_transport::units::{Bandwidth, PageCount};
+pub use goal::{Goal, Method, OnMiss, ThrottleLimit};
 use std::time::Duration;
 
 /// What the planner is told of a finished round.

@@ -3,6 +3,7 @@
 use super::{Places, exit, show};
 use crate::event::Events;
 use crate::handover::Outcome;
+use crate::plan::Goal;
 use crate::source::{MigrateError, Order, migrate};
 use clap::{Args, ValueEnum};
 use std::process::ExitCode;
@@ -51,7 +52,7 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
     let order = Order {
         container: args.container,
         target: args.to,
-        max_rounds: args.max_rounds,
+        goal: Goal { max_rounds: args.max_rounds, ..Goal::default() },
         budget: BUDGET,
         remove_source: args.remove_source,
         identity: places.identity,

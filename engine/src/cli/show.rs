@@ -1,22 +1,23 @@
 //! Events for people and for programs.
 
-use crate::event::{Event, Phase, Report, RoundReport};
+use crate::event::{Event, Phase, Report, RoundReport, Timed};
 use crate::handover::Outcome;
 use std::io::{self, Write};
 use tokio::sync::mpsc;
 
 /// Prints events until there are no more: JSON to standard output, lines to
 /// standard error, the report to standard output.
-pub(super) async fn show(mut events: mpsc::UnboundedReceiver<Event>, json: bool, lines: bool) {
-    while let Some(event) = events.recv().await {
+pub(super) async fn show(mut events: mpsc::UnboundedReceiver<Timed>, json: bool, lines: bool) {
+    while let Some(timed) = events.recv().await {
+        let event = &timed.event;
         // A reader that has gone away is no reason to stop a migration.
         if json {
-            let text = serde_json::to_string(&event).unwrap_or_default();
+            let text = serde_json::to_string(&timed).unwrap_or_default();
             let _ = writeln!(io::stdout(), "{text}");
-        } else if let Event::Finished(report) = &event {
+        } else if let Event::Finished(report) = event {
             let _ = write!(io::stdout(), "{}", summary(report));
         }
-        if lines && let Some(line) = line(&event) {
+        if lines && let Some(line) = line(event) {
             let _ = writeln!(io::stderr(), "{line}");
         }
     }
@@ -31,7 +32,8 @@ fn line(event: &Event) -> Option<String> {
         Event::Decision { what, why } => Some(format!("{what}: {why}")),
         Event::Note { text } => Some(format!("note: {text}")),
         Event::End { phase, ms } => Some(format!("{:<10} {ms:>9.1} ms", phase.name())),
-        Event::Begin { .. } | Event::Finished(_) => None,
+        Event::Throttle { percent } => Some(format!("throttle: {percent} % of the CPU time taken")),
+        Event::Begin { .. } | Event::Progress(_) | Event::Forecast(_) | Event::Finished(_) => None,
     }
 }
 

@@ -14,11 +14,11 @@ pub mod subject;
 
 use crate::docker::Docker;
 use crate::event::{
-    Event, Events, LazyReport, Phase, PhaseTime, Report, RoundReport, Versions, millis,
+    Event, Events, GoalReport, LazyReport, Phase, PhaseTime, Report, RoundReport, Versions, millis,
 };
 use crate::handover::{Outcome, Ticket};
 use crate::network;
-use crate::plan::{Decision, Planner, RoundFacts};
+use crate::plan::{Decision, Goal, Method, Planner, RoundFacts};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
 use crate::target::check;
 use crate::target::intake::LOG;
@@ -44,8 +44,8 @@ pub struct Order {
     pub container: String,
     /// The target, `HOST[:PORT]`.
     pub target: String,
-    /// Rounds of copying ahead, at most.
-    pub max_rounds: u32,
+    /// What the user wants of the migration.
+    pub goal: Goal,
     /// Time that the last pages may add to the downtime.
     pub budget: Duration,
     /// Remove the source's container once it has moved, instead of keeping it
@@ -254,7 +254,7 @@ impl Run {
         let (tracker, why) = track::best();
         self.decide(format!("track by {}", tracker.kind()), why.clone());
         let mut pump = Pump::new(tracker);
-        let mut planner = Planner::new(self.order.budget, self.order.max_rounds);
+        let mut planner = Planner::new(self.order.budget, self.order.goal.max_rounds);
         let mut rounds = Vec::new();
         let mut next = Round(0);
         let layer = self.files_ahead(subject, peer, next).await?;
@@ -360,6 +360,12 @@ impl Run {
             bytes_sent: ended.sent,
             memory_bytes: ended.memory,
             lazy: ended.lazy,
+            goal: GoalReport::from(&self.order.goal),
+            method: Method::Auto,
+            predicted: None,
+            met: None,
+            throttled_percent: 0,
+            unknowns: Vec::new(),
             tracker: ended.tracker,
             versions: Versions {
                 blip: facts[0].blip.clone(),

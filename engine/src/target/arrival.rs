@@ -463,6 +463,7 @@ impl Arrival {
             p50_us: latency.value_at_quantile(0.5) / 1000,
             p99_us: latency.value_at_quantile(0.99) / 1000,
             drain_ms: drain.map(millis).unwrap_or(0.0),
+            samples: Vec::new(),
         }
     }
 }
