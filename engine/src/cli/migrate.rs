@@ -1,13 +1,12 @@
 //! `blip migrate`.
 
+use super::goal::GoalArgs;
 use super::{Places, exit, show};
 use crate::event::Events;
 use crate::handover::Outcome;
-use crate::plan::Goal;
 use crate::source::{MigrateError, Order, migrate};
 use clap::{Args, ValueEnum};
 use std::process::ExitCode;
-use std::time::Duration;
 use tokio::sync::watch;
 
 /// What to move, where to, and how.
@@ -18,9 +17,6 @@ pub(super) struct MigrateArgs {
     /// The target, where `blip agent` runs
     #[arg(long, value_name = "HOST[:PORT]")]
     to: String,
-    /// Rounds of copying ahead, at most
-    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
-    max_rounds: u32,
     /// Remove the container here once it has moved (default: keep it, stopped
     /// and renamed NAME.moved-TICKET)
     #[arg(long)]
@@ -31,6 +27,8 @@ pub(super) struct MigrateArgs {
     /// How to show what happens
     #[arg(long, value_enum, default_value_t = Progress::Auto)]
     progress: Progress,
+    #[command(flatten)]
+    goal: GoalArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -43,17 +41,20 @@ enum Progress {
     None,
 }
 
-/// Time that the last pages may add to the downtime.
-const BUDGET: Duration = Duration::from_millis(4);
-
 pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<ExitCode> {
+    let goal = match args.goal.goal() {
+        Ok(goal) => goal,
+        Err(contradiction) => {
+            eprintln!("blip: {contradiction}");
+            return Ok(ExitCode::from(exit::USAGE));
+        }
+    };
     let (stop, interrupt) = watch::channel(false);
     tokio::spawn(listen_for_interrupts(stop));
     let order = Order {
         container: args.container,
         target: args.to,
-        goal: Goal { max_rounds: args.max_rounds, ..Goal::default() },
-        budget: BUDGET,
+        goal,
         remove_source: args.remove_source,
         identity: places.identity,
         state: places.state,

@@ -1,10 +1,12 @@
 //! The command line: what a user types, and what a user reads.
 
 mod agent;
+mod goal;
 mod migrate;
 mod pair;
 mod show;
 mod status;
+mod values;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -16,6 +18,8 @@ pub mod exit {
     pub const DONE: u8 = 0;
     /// It failed; the container runs where it ran.
     pub const KEPT: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
     /// Something is in the way; nothing was touched.
     pub const BLOCKED: u8 = 3;
     /// The container is frozen here until `blip resolve`.

@@ -33,7 +33,11 @@ fn line(event: &Event) -> Option<String> {
         Event::Note { text } => Some(format!("note: {text}")),
         Event::End { phase, ms } => Some(format!("{:<10} {ms:>9.1} ms", phase.name())),
         Event::Throttle { percent } => Some(format!("throttle: {percent} % of the CPU time taken")),
-        Event::Begin { .. } | Event::Progress(_) | Event::Forecast(_) | Event::Finished(_) => None,
+        Event::CalledOff { .. }
+        | Event::Begin { .. }
+        | Event::Progress(_)
+        | Event::Forecast(_)
+        | Event::Finished(_) => None,
     }
 }
 
