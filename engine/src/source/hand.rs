@@ -48,7 +48,7 @@ pub struct Handover<'a> {
     /// Rounds the target has not confirmed yet.
     unconfirmed: u32,
     held: bool,
-    /// Sends what was left behind, once the images are out.
+    /// Sends what was left behind, once the container runs.
     pushing: Option<JoinHandle<Result<(Pump, RoundDone), PumpError>>>,
     /// The round it is sent in.
     pushed: Option<Round>,
@@ -167,7 +167,6 @@ impl<'a> Handover<'a> {
         let request = self.complete().await?;
         self.serve_missing_pages();
         self.send_images(request).await?;
-        self.push_the_rest()?;
         self.clock.end(self.run, Phase::Ship);
         Ok(())
     }
@@ -281,14 +280,14 @@ impl<'a> Handover<'a> {
     }
 
     /// What was left behind goes after the container without being asked for.
-    fn push_the_rest(&mut self) -> Result<(), MigrateError> {
-        if self.copied.manner.leaves {
-            let round = self.next_round();
-            let (pump, link) = (self.take_pump()?, self.peer.link.clone());
+    /// Not before it runs: the restore needs the processors of both hosts.
+    fn push_the_rest(&mut self) {
+        let pump = self.copied.manner.leaves.then(|| self.copied.pump.take()).flatten();
+        if let Some(pump) = pump {
+            let (round, link) = (self.next_round(), self.peer.link.clone());
             self.pushed = Some(round);
             self.pushing = Some(tokio::spawn(async move { pump.push(round, &link).await }));
         }
-        Ok(())
     }
 
     /// The rest is on its way; the target hears that nothing more will come.
@@ -385,6 +384,7 @@ impl<'a> Handover<'a> {
             ToSource::Resumed => {
                 self.clock.end(self.run, Phase::Grant);
                 self.send_late_frames();
+                self.push_the_rest();
                 self.run.events.send(Event::Begin { phase: Phase::Drain });
                 SourceEvent::Resumed
             }
