@@ -18,7 +18,7 @@ use crate::event::{
 };
 use crate::handover::{Outcome, Ticket};
 use crate::network;
-use crate::plan::{Decision, Goal, Method, Planner, RoundFacts};
+use crate::plan::{Costs, Decision, Goal, LinkFacts, Method, Planner, RoundFacts};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
 use crate::target::check;
 use crate::target::intake::LOG;
@@ -26,7 +26,7 @@ use crate::track::{self, Stop};
 use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Priority};
 use blip_transport::page::PageAt;
-use blip_transport::units::{Bandwidth, ByteSize, Round};
+use blip_transport::units::{ByteSize, PageCount, Round};
 use files::{Layer, Log};
 use freeze::Ready;
 use hand::Handover;
@@ -254,7 +254,7 @@ impl Run {
         let (tracker, why) = track::best();
         self.decide(format!("track by {}", tracker.kind()), why.clone());
         let mut pump = Pump::new(tracker);
-        let mut planner = Planner::new(self.order.budget, self.order.goal.max_rounds);
+        let mut planner = Planner::new(self.order.goal, Costs::default(), LinkFacts::default());
         let mut rounds = Vec::new();
         let mut next = Round(0);
         let layer = self.files_ahead(subject, peer, next).await?;
@@ -265,13 +265,16 @@ impl Run {
             pump = returned;
             pump.take_back(&self.applied(peer, next, done.batches).await?);
             self.events.send(Event::Round(done.report.clone()));
-            let decision = planner.after_round(&facts_of(&done));
+            let decision = planner.after_round(&facts_of(&done, self.events.elapsed()));
             rounds.push(done.report);
             next = next.next();
             match decision {
-                Decision::CopyAgain { why } => self.decide("copy again".into(), why),
-                Decision::Freeze { why: reason } => {
-                    self.decide("freeze".into(), reason);
+                Decision::CopyAgain { .. } | Decision::Throttle { .. } => {
+                    self.decide(decision.what(), decision.why().into());
+                }
+                Decision::GiveUp { why } => return Err(MigrateError::Target(why)),
+                Decision::Freeze { .. } | Decision::GoLazy { .. } => {
+                    self.decide(decision.what(), decision.why().into());
                     pump.confirm();
                     let pump = Some(pump);
                     return Ok(Copied { pump, layer, log, rounds, next, tracker: why });
@@ -387,9 +390,19 @@ impl Order {
     }
 }
 
-fn facts_of(done: &RoundDone) -> RoundFacts {
-    let took = Duration::from_secs_f64(done.report.ms / 1e3);
-    RoundFacts { dirty: done.report.dirty, rate: Bandwidth::over(done.report.bytes_raw, took) }
+fn facts_of(done: &RoundDone, elapsed: Duration) -> RoundFacts {
+    let report = &done.report;
+    RoundFacts {
+        round: report.round,
+        took: Duration::from_secs_f64(report.ms / 1e3),
+        elapsed,
+        resident: report.scanned,
+        dirty: report.dirty,
+        hot: PageCount(0),
+        held_back: report.held_back,
+        wire: report.bytes_wire,
+        throttle: 0,
+    }
 }
 
 fn out_of_turn(said: &ToSource) -> peer::PeerError {
