@@ -17,6 +17,8 @@ use std::time::Duration;
 const KEPT: usize = 8;
 /// The weight of each observation relative to the one after it.
 const FADE: f64 = 0.6;
+/// This many times more or less than expected, twice, is another habit.
+const SURPRISE: f64 = 3.0;
 /// Shortest and longest time constant tried, in seconds, and steps between.
 const TAU: (f64, f64) = (2e-3, 200.0);
 const STEPS: i32 = 48;
@@ -60,6 +62,8 @@ pub struct Dirtying {
     curve: Option<Curve>,
     /// Root of the mean squared relative error of the curve.
     error: f64,
+    /// Observations in a row far above the curve before them, or below it.
+    surprises: i32,
 }
 
 impl Dirtying {
@@ -67,6 +71,19 @@ impl Dirtying {
     /// time after the scan before.
     pub fn observe(&mut self, time: Duration, pages: PageCount) {
         let seen = Seen { time: time.as_secs_f64().max(1e-4), pages: pages.0 as f64 };
+        if let Some(expected) = self.curve.map(|curve| curve.at(seen.time)) {
+            let ratio = (seen.pages + 8.0) / (expected + 8.0);
+            self.surprises = match ratio {
+                _ if ratio > SURPRISE => self.surprises.max(0) + 1,
+                _ if ratio < 1.0 / SURPRISE => self.surprises.min(0) - 1,
+                _ => 0,
+            };
+        }
+        if self.surprises.abs() >= 2 {
+            // It does something else now.
+            self.seen.drain(..self.seen.len() - 1);
+            self.surprises = 0;
+        }
         if self.seen.len() == KEPT {
             self.seen.pop_front();
         }
@@ -88,8 +105,8 @@ impl Dirtying {
     pub fn within(&self, time: Duration) -> Option<PageCount> {
         let curve = self.curve?;
         let last = self.seen.back()?;
-        // What it did last it probably still does.
-        let drift = (last.pages.max(1.0) / curve.at(last.time).max(1.0)).clamp(0.7, 1.5);
+        // What it did last it probably still does; more so if that was much.
+        let drift = (last.pages.max(1.0) / curve.at(last.time).max(1.0)).clamp(0.6, 4.0);
         let pages = curve.at(time.as_secs_f64()) * drift;
         // Whatever is dirtied in less time cannot be more: also where a fit
         // through noise says so.

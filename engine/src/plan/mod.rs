@@ -14,6 +14,7 @@ pub mod dirtying;
 mod goal;
 pub mod model;
 pub mod policy;
+pub mod rehearsal;
 pub mod words;
 
 use crate::event::Forecast;

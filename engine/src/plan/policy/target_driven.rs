@@ -420,3 +420,6 @@ fn describe(model: &Model, rest: PageCount, reason: &str) -> String {
     };
     format!("{sends}{target}{late}: {reason}")
 }
+
+#[cfg(test)]
+mod tests;
