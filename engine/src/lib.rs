@@ -23,4 +23,5 @@ pub mod runtime;
 pub mod source;
 pub mod sys;
 pub mod target;
+pub mod throttle;
 pub mod track;

@@ -5,7 +5,7 @@ use super::{Places, exit, show};
 use crate::event::Events;
 use crate::handover::Outcome;
 use crate::source::{MigrateError, Order, migrate};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use std::process::ExitCode;
 use tokio::sync::watch;
 
@@ -21,24 +21,15 @@ pub(super) struct MigrateArgs {
     /// and renamed NAME.moved-TICKET)
     #[arg(long)]
     remove_source: bool,
-    /// Print events as JSON, one object a line, the report last
+    /// Print events as JSON, one object a line, the report last; `blip help
+    /// events` describes them
     #[arg(long)]
     json: bool,
     /// How to show what happens
-    #[arg(long, value_enum, default_value_t = Progress::Auto)]
-    progress: Progress,
+    #[arg(long, value_enum, default_value_t)]
+    progress: show::Progress,
     #[command(flatten)]
     goal: GoalArgs,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Progress {
-    /// Plain lines, unless --json is given
-    Auto,
-    /// One line per event
-    Plain,
-    /// Only the report
-    None,
 }
 
 pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<ExitCode> {
@@ -61,8 +52,8 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
         interrupt,
     };
     let (events, listener) = Events::channel();
-    let lines = args.progress == Progress::Plain || args.progress == Progress::Auto && !args.json;
-    let shown = tokio::spawn(show::show(listener, args.json, lines));
+    let style = show::Style::new(args.json, args.progress, order.goal.downtime);
+    let shown = tokio::spawn(show::show(listener, style));
     let result = migrate(order, events).await;
     shown.await?;
     match result {
@@ -99,7 +90,7 @@ async fn listen_for_interrupts(stop: watch::Sender<bool>) {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
     }
-    eprintln!("blip: stopping: the container stays here, unless the target owns it already");
+    show::say("stopping: the container stays here, unless the target owns it already");
     let _ = stop.send(true);
     // Kept until the end: a dropped sender would read as another interrupt.
     std::future::pending::<()>().await;

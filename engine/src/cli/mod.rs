@@ -72,6 +72,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Ask the target what became of a handover in doubt, and act on it
     Resolve(status::ResolveArgs),
+    /// Describe what `blip migrate --json` prints
+    #[command(after_long_help = show::guide::EVENTS)]
+    Events,
     /// Stand in for runc (called by Docker)
     #[command(hide = true)]
     Runtime,
@@ -82,7 +85,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("BLIP_LOG")
         .unwrap_or_else(|_| "warn,blip_engine=info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| show::Stderr).init();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error.into()),
@@ -98,6 +101,10 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check => status::check().await,
         Command::Status(args) => status::status(&args, &cli.places),
         Command::Resolve(args) => status::resolve(&args, &cli.places).await,
+        Command::Events => {
+            println!("{}", show::guide::EVENTS);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Runtime => Ok(ExitCode::FAILURE),
     }
 }

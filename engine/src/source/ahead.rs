@@ -13,6 +13,7 @@ use crate::event::{Event, Forecast, Progress, RoundReport};
 use crate::plan::{Decision, Method, Planner, RoundFacts, RoundSoFar};
 use crate::protocol::{ToSource, ToTarget};
 use crate::target::intake::LOG;
+use crate::throttle::Throttle;
 use crate::track::{self, Stop};
 use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Priority};
@@ -33,8 +34,10 @@ struct Ahead<'a> {
     next: Round,
     /// Hold pages back that are dirtied round after round.
     hold_back: bool,
-    /// Percent of the container's CPU time that is taken from it.
-    throttle: u8,
+    /// Slows the container down, if that is allowed.
+    throttle: Option<Throttle>,
+    /// The most that was taken from it, in percent.
+    throttled: u8,
     /// How fast pages were dirtied in the last round.
     dirty_rate: Option<Bandwidth>,
 }
@@ -66,7 +69,8 @@ impl Run {
             rounds: Vec::new(),
             next: Round(0),
             hold_back: false,
-            throttle: 0,
+            throttle: self.throttle(subject)?,
+            throttled: 0,
             dirty_rate: None,
         };
         let (mut pump, verdict) = ahead.until_the_freeze(Pump::new(tracker)).await?;
@@ -78,10 +82,20 @@ impl Run {
             log,
             rounds: ahead.rounds,
             next: ahead.next,
+            throttle: ahead.throttle,
+            throttled: ahead.throttled,
             tracker: why,
             manner: verdict.manner,
             forecast: verdict.forecast,
         })
+    }
+
+    /// The means to slow the container down, if the user allows it.
+    fn throttle(&self, subject: &Subject) -> Result<Option<Throttle>, MigrateError> {
+        if self.order.goal.throttle.percent() == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Throttle::of(subject.init(), &subject.freezer)?))
     }
 
     async fn files_ahead(
@@ -133,32 +147,49 @@ impl Ahead<'_> {
     /// Carries out what was decided; answers how to freeze, if that is it.
     async fn follow(&mut self, decision: Decision) -> Result<Option<Verdict>, MigrateError> {
         match decision {
-            Decision::CopyAgain { hold_back, why } => {
+            Decision::CopyAgain { hold_back, ref why } => {
                 self.hold_back = hold_back;
-                self.run.decide("copy again".into(), why);
+                self.run.decide(decision.what(), why.clone());
                 Ok(None)
             }
-            Decision::Throttle { percent, why } => {
-                self.run.decide(format!("throttle to {} % of its CPU", 100 - percent), why);
-                self.throttle = percent;
-                self.run.events.send(Event::Throttle { percent });
+            Decision::Throttle { percent, ref why } => {
+                self.run.decide(decision.what(), why.clone());
+                self.slow_down(percent).await?;
                 Ok(None)
             }
-            Decision::Freeze { why, forecast } => {
-                self.run.decide("freeze".into(), why);
+            Decision::Freeze { ref why, ref forecast } => {
+                self.run.decide(decision.what(), why.clone());
                 let resident = matches!(forecast.method, Method::PreCopy | Method::StopAndCopy);
-                Ok(Some(Verdict { manner: Manner { leaves: false, resident }, forecast }))
-            }
-            Decision::GoLazy { why, forecast } => {
-                self.run.decide("go lazy".into(), why);
-                let manner = Manner { leaves: true, resident: false };
+                let (manner, forecast) = (Manner { leaves: false, resident }, forecast.clone());
                 Ok(Some(Verdict { manner, forecast }))
             }
-            Decision::GiveUp { why } => {
-                self.run.decide("give up".into(), why.clone());
-                Err(MigrateError::GivenUp(why))
+            Decision::GoLazy { ref why, ref forecast } => {
+                self.run.decide(decision.what(), why.clone());
+                let (manner, forecast) =
+                    (Manner { leaves: true, resident: false }, forecast.clone());
+                Ok(Some(Verdict { manner, forecast }))
+            }
+            Decision::GiveUp { ref why } => {
+                self.run.decide(decision.what(), why.clone());
+                Err(MigrateError::GivenUp(why.clone()))
             }
         }
+    }
+
+    async fn slow_down(&mut self, percent: u8) -> Result<(), MigrateError> {
+        let Some(mut throttle) = self.throttle.take() else { return Ok(()) };
+        // It watches the container for a moment first.
+        let setting = tokio::task::spawn_blocking(move || {
+            let set = throttle.set(percent);
+            (throttle, set)
+        });
+        let (throttle, set) =
+            setting.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        self.throttle = Some(throttle);
+        set?;
+        self.throttled = self.throttled.max(percent);
+        self.run.events.send(Event::Throttle { percent });
+        Ok(())
     }
 
     /// One round, and what the planner makes of it.
@@ -265,7 +296,7 @@ impl Ahead<'_> {
             hot: done.hot,
             held_back: done.report.held_back,
             wire: done.report.bytes_wire,
-            throttle: self.throttle,
+            throttle: self.throttle.as_ref().map_or(0, Throttle::percent),
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::ledger::{Ledger, SourceRecord};
 use crate::protocol::{MissingPages, PageRequest, RestoreRequest, ToSource, ToTarget};
 use crate::target::intake::{INVENTORY, LOG};
 use crate::target::pages::tag;
+use crate::throttle::Throttle;
 use crate::track::runs::Runs;
 use crate::track::{Stop, Task};
 use blip_transport::files::Pace;
@@ -108,6 +109,12 @@ impl<'a> Handover<'a> {
             ready.cancel().await;
             return Err(error);
         }
+        // A duty cycle would thaw what is about to be frozen.
+        if let Some(Err(error)) = self.copied.throttle.as_mut().map(Throttle::before_freeze) {
+            ready.cancel().await;
+            self.forget_ticket();
+            return Err(error.into());
+        }
         self.clock.last = Instant::now();
         self.run.events.send(Event::Begin { phase: Phase::Freeze });
         let still = match ready.freeze().await {
@@ -117,6 +124,7 @@ impl<'a> Handover<'a> {
                 return Err(error.into());
             }
         };
+        self.give_back_the_cpu();
         self.clock.end(self.run, Phase::Freeze);
         self.on(SourceEvent::Frozen).await;
         if let Err(error) = self.ship(still).await {
@@ -131,6 +139,20 @@ impl<'a> Handover<'a> {
             self.ask_what_became_of_it().await;
         }
         self.finish().await
+    }
+
+    /// Frozen it writes nothing, and CRIU must not take the low limit for the
+    /// container's own.
+    fn give_back_the_cpu(&mut self) {
+        if let Some(mut throttle) = self.copied.throttle.take() {
+            match throttle.lift() {
+                Ok(()) if self.copied.throttled > 0 => {
+                    self.run.events.send(Event::Throttle { percent: 0 });
+                }
+                Ok(()) => {}
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
     }
 
     /// Dumps and sends everything the target needs, and orders the restore.
@@ -529,6 +551,7 @@ impl<'a> Handover<'a> {
             sent,
             tracker: self.copied.tracker,
             forecast: self.copied.forecast,
+            throttled: self.copied.throttled,
         })
     }
 

@@ -24,6 +24,7 @@ use crate::network;
 use crate::plan::{Costs, Goal, LinkFacts, Planner};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
 use crate::target::check;
+use crate::throttle::Throttle;
 use blip_transport::units::{ByteSize, Round};
 use files::{Layer, Log};
 use freeze::Ready;
@@ -85,6 +86,9 @@ pub enum MigrateError {
     /// Stopping the container.
     #[error(transparent)]
     Freeze(#[from] freeze::FreezeError),
+    /// Slowing the container down.
+    #[error(transparent)]
+    Throttle(#[from] crate::throttle::ThrottleError),
     /// The container's cgroup.
     #[error(transparent)]
     Cgroup(#[from] crate::cgroup::CgroupError),
@@ -174,6 +178,9 @@ pub struct Copied {
     tracker: String,
     manner: Manner,
     forecast: Forecast,
+    /// Slows the container down until it is frozen.
+    throttle: Option<Throttle>,
+    throttled: u8,
 }
 
 /// What the freeze does with memory.
@@ -195,6 +202,7 @@ pub struct Ended {
     sent: ByteSize,
     tracker: String,
     forecast: Forecast,
+    throttled: u8,
 }
 
 impl Run {
@@ -331,7 +339,7 @@ impl Run {
                 .filter(|_| moved)
                 .map(|target| downtime <= millis(target)),
             predicted: Some(ended.forecast),
-            throttled_percent: 0,
+            throttled_percent: ended.throttled,
             unknowns: unknowns(),
             tracker: ended.tracker,
             versions: Versions {
