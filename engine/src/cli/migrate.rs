@@ -4,6 +4,7 @@ use super::{Places, exit, show};
 use crate::event::Events;
 use crate::handover::Outcome;
 use crate::plan::Goal;
+use crate::source::volumes::Choice;
 use crate::source::{MigrateError, Order, migrate};
 use clap::{Args, ValueEnum};
 use std::process::ExitCode;
@@ -21,6 +22,11 @@ pub(super) struct MigrateArgs {
     /// Rounds of copying ahead, at most
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: u32,
+    /// What becomes of a bind mount, or of a volume of a foreign driver:
+    /// copy its files, know that both hosts see the same ones, or let the
+    /// target have its own; PATH is where it is in the container
+    #[arg(long = "bind", value_name = "copy|shared|exclude=PATH")]
+    binds: Vec<Choice>,
     /// Remove the container here once it has moved (default: keep it, stopped
     /// and renamed NAME.moved-TICKET)
     #[arg(long)]
@@ -53,6 +59,7 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
         container: args.container,
         target: args.to,
         goal: Goal { max_rounds: args.max_rounds, ..Goal::default() },
+        binds: args.binds,
         budget: BUDGET,
         remove_source: args.remove_source,
         identity: places.identity,

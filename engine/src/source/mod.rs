@@ -11,6 +11,7 @@ pub mod peer;
 pub mod pump;
 pub mod resolve;
 pub mod subject;
+pub mod volumes;
 
 use crate::docker::Docker;
 use crate::event::{
@@ -27,7 +28,7 @@ use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Priority};
 use blip_transport::page::PageAt;
 use blip_transport::units::{Bandwidth, ByteSize, Round};
-use files::{Layer, Log};
+use files::{Ahead, Log, Trees};
 use freeze::Ready;
 use hand::Handover;
 use peer::{Peer, PeerError};
@@ -36,6 +37,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use subject::Subject;
 use tokio::sync::watch;
+use volumes::{Choice, Probes};
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -46,6 +48,8 @@ pub struct Order {
     pub target: String,
     /// What the user wants of the migration.
     pub goal: Goal,
+    /// What becomes of mounts that do not travel by themselves.
+    pub binds: Vec<Choice>,
     /// Time that the last pages may add to the downtime.
     pub budget: Duration,
     /// Remove the source's container once it has moved, instead of keeping it
@@ -160,7 +164,8 @@ pub struct Run {
 pub struct Copied {
     /// Absent while a round is running.
     pump: Option<Pump>,
-    layer: Option<Layer>,
+    /// Absent while a round is running.
+    trees: Option<Trees>,
     log: Option<Log>,
     rounds: Vec<RoundReport>,
     next: Round,
@@ -196,7 +201,9 @@ impl Run {
     async fn preflight(
         &self,
     ) -> Result<(Subject, Peer, [HostFacts; 2], Vec<String>), MigrateError> {
-        let subject = Subject::find(&self.docker, &self.order.container).await?;
+        let mut subject =
+            Subject::find(&self.docker, &self.order.container, &self.order.binds).await?;
+        let probes = Probes::write(&mut subject.plan);
         let source = check::facts(&self.docker).await?;
         let mut findings = check::equipment(&source, "source");
         findings.extend(subject.findings()?);
@@ -217,6 +224,7 @@ impl Run {
             }
             other => return Err(out_of_turn(&other).into()),
         };
+        drop(probes);
         if findings.iter().any(|finding| finding.blocks) {
             return Err(MigrateError::Blocked(findings));
         }
@@ -240,6 +248,7 @@ impl Run {
             keep_addresses: subject.keep_addresses,
             descriptors: subject.bundle.descriptors.clone(),
             memory: subject.memory()?,
+            mounts: subject.plan.told(),
         };
         peer.say(&ToTarget::Stage(Box::new(request))).await?;
         match peer.hear().await? {
@@ -249,7 +258,7 @@ impl Run {
         }
     }
 
-    /// Copies rounds of pages, and the files once, while the container runs.
+    /// Copies rounds of pages, and of files beside them, while the container runs.
     async fn pre_copy(&self, subject: &Subject, peer: &mut Peer) -> Result<Copied, MigrateError> {
         let (tracker, why) = track::best();
         self.decide(format!("track by {}", tracker.kind()), why.clone());
@@ -257,7 +266,7 @@ impl Run {
         let mut planner = Planner::new(self.order.budget, self.order.goal.max_rounds);
         let mut rounds = Vec::new();
         let mut next = Round(0);
-        let layer = self.files_ahead(subject, peer, next).await?;
+        let files = self.files_ahead(subject, peer).await?;
         let log = self.log_ahead(subject, peer).await?;
         loop {
             let (returned, done) =
@@ -269,28 +278,41 @@ impl Run {
             rounds.push(done.report);
             next = next.next();
             match decision {
+                Decision::Freeze { .. } if !files.calm() && next.0 < self.order.goal.max_rounds => {
+                    self.decide("copy again".into(), "files are still on their way".into());
+                }
                 Decision::CopyAgain { why } => self.decide("copy again".into(), why),
                 Decision::Freeze { why: reason } => {
                     self.decide("freeze".into(), reason);
                     pump.confirm();
-                    let pump = Some(pump);
-                    return Ok(Copied { pump, layer, log, rounds, next, tracker: why });
+                    let trees = files.finish().await?;
+                    self.files_applied(peer, &trees).await?;
+                    let (pump, trees) = (Some(pump), Some(trees));
+                    return Ok(Copied { pump, trees, log, rounds, next, tracker: why });
                 }
             }
         }
     }
 
-    async fn files_ahead(
-        &self,
-        subject: &Subject,
-        peer: &mut Peer,
-        round: Round,
-    ) -> Result<Option<Layer>, MigrateError> {
-        let Some(upper) = &subject.upper else { return Ok(None) };
-        let (layer, _) = Layer::open(upper)?.round(round, Pace::Live, &peer.link).await?;
-        peer.say(&ToTarget::FilesEnd { round }).await?;
+    /// The first round of the files; the next ones go on by themselves.
+    async fn files_ahead(&self, subject: &Subject, peer: &mut Peer) -> Result<Ahead, MigrateError> {
+        let round = Trees::open(subject)?.round(Pace::Live, &peer.link);
+        let mut interrupt = self.order.interrupt.clone();
+        let (trees, done) = tokio::select! {
+            done = round => done?,
+            _ = interrupt.wait_for(|stop| *stop) => return Err(MigrateError::Interrupted),
+        };
+        self.files_applied(peer, &trees).await?;
+        let text = format!("{} files sent, {} on the wire", done.changed, done.wire);
+        self.events.send(Event::Note { text });
+        Ok(Ahead::start(trees, peer.link.clone()))
+    }
+
+    /// Waits until the target has everything in place that was sent of them.
+    async fn files_applied(&self, peer: &mut Peer, trees: &Trees) -> Result<(), MigrateError> {
+        peer.say(&ToTarget::FilesEnd { streams: trees.streams() }).await?;
         match self.hear(peer).await? {
-            ToSource::FilesApplied { .. } => Ok(Some(layer)),
+            ToSource::FilesApplied { .. } => Ok(()),
             other => Err(unexpected(other)),
         }
     }
