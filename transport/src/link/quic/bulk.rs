@@ -1,6 +1,7 @@
 //! Bulk streams: many frames one way, below everything urgent.
 
 use super::frame::{FrameReader, FrameWriter, decode};
+use super::pacer::Paced;
 use super::settings::Priority;
 use crate::link::LinkError;
 use crate::units::{Round, TreeId};
@@ -48,8 +49,10 @@ impl BulkSender {
         stream: SendStream,
         kind: StreamKind,
         priority: Priority,
+        paced: Paced,
     ) -> Result<Self, LinkError> {
-        let mut frames = FrameWriter::new(stream, kind.name(), MAX_HEAD, priority.0);
+        let writer = FrameWriter::new(stream, kind.name(), MAX_HEAD, priority.0);
+        let mut frames = writer.paced(paced);
         frames.send_message(&kind).await?;
         frames.becomes(kind.name(), MAX_BULK_FRAME);
         Ok(Self { frames, finished: false })
