@@ -16,6 +16,7 @@ pub mod guard;
 pub mod handover;
 pub mod lazy;
 pub mod ledger;
+pub mod mounts;
 pub mod network;
 pub mod plan;
 pub mod protocol;

@@ -4,6 +4,7 @@ use super::goal::GoalArgs;
 use super::{Places, exit, show};
 use crate::event::Events;
 use crate::handover::Outcome;
+use crate::source::volumes::Choice;
 use crate::source::{MigrateError, Order, migrate};
 use clap::Args;
 use std::process::ExitCode;
@@ -17,6 +18,11 @@ pub(super) struct MigrateArgs {
     /// The target, where `blip agent` runs
     #[arg(long, value_name = "HOST[:PORT]")]
     to: String,
+    /// What becomes of a bind mount, or of a volume of a foreign driver:
+    /// copy its files, know that both hosts see the same ones, or let the
+    /// target have its own; PATH is where it is in the container
+    #[arg(long = "bind", value_name = "copy|shared|exclude=PATH")]
+    binds: Vec<Choice>,
     /// Remove the container here once it has moved (default: keep it, stopped
     /// and renamed NAME.moved-TICKET)
     #[arg(long)]
@@ -46,6 +52,7 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
         container: args.container,
         target: args.to,
         goal,
+        binds: args.binds,
         remove_source: args.remove_source,
         identity: places.identity,
         state: places.state,

@@ -3,7 +3,7 @@
 //! The planner decides after every round, and may cut one short; what is done
 //! here is to make the rounds, to measure them, and to carry its word out.
 
-use super::files::{Layer, Log};
+use super::files::{Ahead as FilesAhead, Log, Trees};
 use super::gauge::Gauge;
 use super::peer::{Peer, PeerError};
 use super::pump::{self, Pump, RoundDone, Take};
@@ -18,11 +18,14 @@ use crate::track::{self, Stop};
 use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Priority};
 use blip_transport::page::PageAt;
-use blip_transport::units::{Bandwidth, ByteSize, PageCount, Round};
+use blip_transport::units::{Bandwidth, ByteSize, PAGE_SIZE, PageCount, Round};
 use std::time::{Duration, Instant};
 
 /// How often progress is told, and the planner asked whether to go on.
 const TICK: Duration = Duration::from_millis(200);
+
+/// This long before a deadline nothing is waited for any more.
+const HURRY: Duration = Duration::from_secs(1);
 
 /// The rounds of one migration.
 struct Ahead<'a> {
@@ -59,7 +62,7 @@ impl Run {
     ) -> Result<Copied, MigrateError> {
         let (tracker, why) = track::best();
         self.decide(format!("track by {}", tracker.kind()), why.clone());
-        let layer = self.files_ahead(subject, peer, Round(0)).await?;
+        let files = self.files_ahead(subject, peer).await?;
         let log = self.log_ahead(subject, peer).await?;
         let mut ahead = Ahead {
             run: self,
@@ -73,12 +76,14 @@ impl Run {
             throttled: 0,
             dirty_rate: None,
         };
-        let (mut pump, verdict) = ahead.until_the_freeze(Pump::new(tracker)).await?;
+        let (mut pump, verdict) = ahead.until_the_freeze(Pump::new(tracker), &files).await?;
         pump.confirm();
+        let trees = files.finish().await?;
+        self.files_applied(ahead.peer, &trees).await?;
         self.events.send(Event::Forecast(verdict.forecast.clone()));
         Ok(Copied {
             pump: Some(pump),
-            layer,
+            trees: Some(trees),
             log,
             rounds: ahead.rounds,
             next: ahead.next,
@@ -98,17 +103,25 @@ impl Run {
         Ok(Some(Throttle::of(subject.init(), &subject.freezer)?))
     }
 
+    /// The first round of the files; the next ones go on by themselves.
     async fn files_ahead(
         &self,
         subject: &Subject,
         peer: &mut Peer,
-        round: Round,
-    ) -> Result<Option<Layer>, MigrateError> {
-        let Some(upper) = &subject.upper else { return Ok(None) };
-        let (layer, _) = Layer::open(upper)?.round(round, Pace::Live, &peer.link).await?;
-        peer.say(&ToTarget::FilesEnd { round }).await?;
+    ) -> Result<FilesAhead, MigrateError> {
+        let round = Trees::open(subject)?.round(Pace::Live, &peer.link);
+        let (trees, done) = self.unless_interrupted(round).await??;
+        self.files_applied(peer, &trees).await?;
+        let text = format!("{} files sent, {} on the wire", done.changed, done.wire);
+        self.events.send(Event::Note { text });
+        Ok(FilesAhead::start(trees, peer.link.clone()))
+    }
+
+    /// Waits until the target has everything in place that was sent of them.
+    async fn files_applied(&self, peer: &mut Peer, trees: &Trees) -> Result<(), MigrateError> {
+        peer.say(&ToTarget::FilesEnd { streams: trees.streams() }).await?;
         match self.hear(peer).await? {
-            ToSource::FilesApplied { .. } => Ok(Some(layer)),
+            ToSource::FilesApplied { .. } => Ok(()),
             other => Err(unexpected(other)),
         }
     }
@@ -132,16 +145,42 @@ impl Run {
 }
 
 impl Ahead<'_> {
-    /// Makes rounds until the planner wants no more.
-    async fn until_the_freeze(&mut self, mut pump: Pump) -> Result<(Pump, Verdict), MigrateError> {
-        let memory = PageCount(self.subject.memory()?.0.div_ceil(4096));
+    /// Makes rounds until the planner wants no more, and the files are there.
+    async fn until_the_freeze(
+        &mut self,
+        mut pump: Pump,
+        files: &FilesAhead,
+    ) -> Result<(Pump, Verdict), MigrateError> {
+        let memory = PageCount(self.subject.memory()?.0.div_ceil(PAGE_SIZE as u64));
         let mut decision = self.planner.begin(memory, self.run.events.elapsed());
         loop {
             if let Some(verdict) = self.follow(decision).await? {
-                return Ok((pump, verdict));
+                if files.calm() || !self.may_wait() {
+                    return Ok((pump, verdict));
+                }
+                self.run.decide("wait".into(), "files are still on their way".into());
+                if !verdict.forecast.method.copies_ahead() {
+                    self.wait_for(files).await?;
+                    return Ok((pump, verdict));
+                }
             }
             (pump, decision) = self.round(pump).await?;
         }
+    }
+
+    /// Whether there is time for files that are not calm yet.
+    fn may_wait(&self) -> bool {
+        let goal = &self.run.order.goal;
+        let hurried = goal.deadline.is_some_and(|limit| self.run.events.elapsed() + HURRY > limit);
+        !hurried && self.rounds.len() < goal.max_rounds as usize
+    }
+
+    /// A method without rounds of pages has rounds of files all the same.
+    async fn wait_for(&self, files: &FilesAhead) -> Result<(), MigrateError> {
+        while !files.calm() {
+            self.run.unless_interrupted(tokio::time::sleep(TICK)).await?;
+        }
+        Ok(())
     }
 
     /// Carries out what was decided; answers how to freeze, if that is it.

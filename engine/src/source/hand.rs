@@ -159,7 +159,7 @@ impl<'a> Handover<'a> {
     async fn ship(&mut self, still: Still) -> Result<(), MigrateError> {
         let tasks = self.subject.tasks()?;
         let round = self.next_round();
-        let layer = self.copied.layer.take();
+        let trees = self.copied.trees.take();
         let link = self.peer.link.clone();
         let pump = self.take_pump()?;
         let gauge = Gauge::default();
@@ -179,9 +179,9 @@ impl<'a> Handover<'a> {
         self.copied.rounds.push(done.report.clone());
         self.run.events.send(Event::Round(done.report));
         // After the dump: CRIU gives deleted files that are open a name again.
-        if let Some(layer) = layer {
-            layer.round(round, Pace::Frozen, &link).await?;
-            self.peer.say(&ToTarget::FilesEnd { round }).await?;
+        if let Some(trees) = trees {
+            let (trees, _) = trees.round(Pace::Frozen, &link).await?;
+            self.peer.say(&ToTarget::FilesEnd { streams: trees.streams() }).await?;
             self.unconfirmed += 1;
         }
         self.copy_what_criu_touched(tasks).await?;
@@ -512,6 +512,9 @@ impl<'a> Handover<'a> {
         let remove = self.run.order.remove_source;
         if let Err(error) = resolve::put_away(&self.run.docker, &self.record(), remove).await {
             tracing::error!("{error}");
+        }
+        if !remove {
+            resolve::remember(&self.run.order.state, &self.record());
         }
         self.forget_ticket();
         let _ = self.peer.say(&ToTarget::Retired).await;

@@ -13,6 +13,7 @@ pub mod peer;
 pub mod pump;
 pub mod resolve;
 pub mod subject;
+pub mod volumes;
 
 use crate::docker::Docker;
 use crate::event::{
@@ -26,7 +27,7 @@ use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
 use crate::target::check;
 use crate::throttle::Throttle;
 use blip_transport::units::{ByteSize, Round};
-use files::{Layer, Log};
+use files::{Log, Trees};
 use freeze::Ready;
 use hand::Handover;
 use peer::Peer;
@@ -35,6 +36,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use subject::Subject;
 use tokio::sync::watch;
+use volumes::{Choice, Probes};
 
 /// How long a target may take to take in that nothing comes of it.
 const FAREWELL_LIMIT: Duration = Duration::from_millis(300);
@@ -48,6 +50,8 @@ pub struct Order {
     pub target: String,
     /// What the user wants of the migration.
     pub goal: Goal,
+    /// What becomes of mounts that do not travel by themselves.
+    pub binds: Vec<Choice>,
     /// Remove the source's container once it has moved, instead of keeping it
     /// stopped under another name.
     pub remove_source: bool,
@@ -171,7 +175,8 @@ pub struct Run {
 pub struct Copied {
     /// Absent while a round is running.
     pump: Option<Pump>,
-    layer: Option<Layer>,
+    /// Absent while a round is running.
+    trees: Option<Trees>,
     log: Option<Log>,
     rounds: Vec<RoundReport>,
     next: Round,
@@ -223,7 +228,9 @@ impl Run {
     async fn preflight(
         &self,
     ) -> Result<(Subject, Peer, [HostFacts; 2], Vec<String>), MigrateError> {
-        let subject = Subject::find(&self.docker, &self.order.container).await?;
+        let mut subject =
+            Subject::find(&self.docker, &self.order.container, &self.order.binds).await?;
+        let probes = Probes::write(&mut subject.plan);
         let source = check::facts(&self.docker).await?;
         let mut findings = check::equipment(&source, "source");
         findings.extend(subject.findings()?);
@@ -244,6 +251,7 @@ impl Run {
             }
             other => return Err(out_of_turn(&other).into()),
         };
+        drop(probes);
         if findings.iter().any(|finding| finding.blocks) {
             return Err(MigrateError::Blocked(findings));
         }
@@ -287,6 +295,7 @@ impl Run {
             keep_addresses: subject.keep_addresses,
             descriptors: subject.bundle.descriptors.clone(),
             memory: subject.memory()?,
+            mounts: subject.plan.told(),
         };
         peer.say(&ToTarget::Stage(Box::new(request))).await?;
         match peer.hear().await? {
@@ -298,9 +307,17 @@ impl Run {
 
     /// The target's next word, unless the user has had enough.
     async fn hear(&self, peer: &mut Peer) -> Result<ToSource, MigrateError> {
+        Ok(self.unless_interrupted(peer.hear()).await??)
+    }
+
+    /// What comes of `work`, unless the user has had enough before.
+    async fn unless_interrupted<T>(
+        &self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, MigrateError> {
         let mut interrupt = self.order.interrupt.clone();
         tokio::select! {
-            message = peer.hear() => Ok(message?),
+            done = work => Ok(done),
             _ = interrupt.wait_for(|stop| *stop) => Err(MigrateError::Interrupted),
         }
     }

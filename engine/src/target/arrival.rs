@@ -9,7 +9,7 @@ use crate::event::{LazyReport, millis};
 use crate::guard::{Charge, Guard};
 use crate::handover::{Target, TargetAction, TargetEvent, Ticket, Verdict};
 use crate::lazy::{LazyEvent, LazyHandle, LazyOptions, LazyPlan, TaskPlan};
-use crate::ledger::{TargetRecord, TargetStep};
+use crate::ledger::{Made, TargetRecord, TargetStep};
 use crate::network::{self, Lift};
 use crate::protocol::{RestoreRequest, StageRequest, ToSource, ToTarget};
 use crate::runtime::stage::{Report, StageDir, StageEvent};
@@ -75,15 +75,17 @@ impl Arrival {
         mut questions: mpsc::Receiver<Question>,
     ) -> anyhow::Result<()> {
         let intake = Intake::new(agent.memory_limit(request.memory));
-        let record = |container: Option<String>| TargetRecord {
+        let record = |container: Option<String>, made: &Made| TargetRecord {
             ticket: request.ticket,
             container,
             step: TargetStep::Staged,
             source: link.peer().to_string(),
+            made: made.clone(),
         };
-        agent.ledger.save(request.ticket, &record(None))?;
-        let staged = Staged::prepare(&agent.docker, &request, &intake, |id| {
-            let _ = agent.ledger.save(request.ticket, &record(Some(id.to_owned())));
+        agent.ledger.save(request.ticket, &record(None, &Made::default()))?;
+        let staged = Staged::prepare(&agent.docker, &request, &intake, |id, made| {
+            let id = id.map(str::to_owned);
+            let _ = agent.ledger.save(request.ticket, &record(id, made));
         })
         .await;
         let staged = match staged {
@@ -181,9 +183,9 @@ impl Arrival {
                     self.tell(ToSource::RoundApplied { round, missing }).await;
                 }
             }
-            ToTarget::FilesEnd { round } => {
-                if self.intake.files_applied(round).await.is_some() {
-                    self.tell(ToSource::FilesApplied { round }).await;
+            ToTarget::FilesEnd { streams } => {
+                if self.intake.files_applied(streams).await.is_some() {
+                    self.tell(ToSource::FilesApplied { streams }).await;
                 }
             }
             ToTarget::Neighbours(neighbours) => {
@@ -452,6 +454,7 @@ impl Arrival {
             container: self.staged.as_ref().map(|staged| staged.id.clone()),
             step,
             source: self.link.peer().to_string(),
+            made: self.staged.as_ref().map(|staged| staged.made.clone()).unwrap_or_default(),
         }
     }
 
