@@ -23,6 +23,9 @@ enum Command {
     Lab(lab::LabCommand),
     /// Move a busy Redis between two Docker hosts and prove that nothing is lost
     Demo(blip_bench::demo::DemoCommand),
+    /// The memory writer, a workload that checks itself; runs in a container
+    #[command(hide = true)]
+    Writer(blip_bench::workload::writer::WriterCommand),
     /// The init of a lab's host
     #[command(hide = true, subcommand)]
     LabInit(lab::InitCommand),
@@ -36,6 +39,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Lab(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Writer(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::LabInit(command) => command.run(),
     }
 }
