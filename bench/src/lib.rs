@@ -4,4 +4,5 @@ pub mod demo;
 pub mod lab;
 pub mod probe;
 pub mod quantity;
+pub mod rig;
 pub mod workload;

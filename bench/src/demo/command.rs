@@ -13,11 +13,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::lab_stage::LabStage;
-use super::program;
 use super::render::{Palette, render_in, render_series};
 use super::report::{DemoReport, Series};
 use super::script::{self, Options, Step};
 use crate::lab::{CgroupMode, LabSpec, Suite};
+use crate::rig;
 
 /// Moves a busy Redis between two Docker hosts and proves that nothing is lost.
 #[derive(Debug, Args)]
@@ -61,7 +61,7 @@ impl DemoCommand {
     /// # Errors
     /// When the demo itself could not be played.
     pub fn run(self) -> Result<ExitCode> {
-        let blip = program::blip(self.blip.as_deref())?;
+        let blip = rig::blip(self.blip.as_deref())?;
         let spec = LabSpec {
             name: self.name.clone(),
             suite: self.suite,
