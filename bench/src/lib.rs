@@ -5,4 +5,5 @@ pub mod lab;
 pub mod probe;
 pub mod quantity;
 pub mod rig;
+pub mod run;
 pub mod workload;

@@ -23,6 +23,8 @@ enum Command {
     Lab(lab::LabCommand),
     /// Move a busy Redis between two Docker hosts and prove that nothing is lost
     Demo(blip_bench::demo::DemoCommand),
+    /// Measure: scenarios × methods × links, again and again, all verified
+    Run(blip_bench::run::RunCommand),
     /// The memory writer, a workload that checks itself; runs in a container
     #[command(hide = true)]
     Writer(blip_bench::workload::writer::WriterCommand),
@@ -39,6 +41,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Lab(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Run(command) => command.run(),
         Command::Writer(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::LabInit(command) => command.run(),
     }

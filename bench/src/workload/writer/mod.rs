@@ -82,7 +82,25 @@ impl Default for WriterSpec {
     }
 }
 
+/// A line of the writer's options and nothing else.
+#[derive(Debug, clap::Parser)]
+#[command(name = "writer", no_binary_name = true)]
+struct Line {
+    #[command(flatten)]
+    spec: WriterSpec,
+}
+
 impl WriterSpec {
+    /// Reads options as they are written on the writer's command line.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn parse(line: &str) -> Result<WriterSpec, String> {
+        use clap::Parser as _;
+        let parsed = Line::try_parse_from(line.split_whitespace());
+        parsed.map(|line| line.spec).map_err(|e| e.to_string())
+    }
+
     /// The words after `blip-bench writer` that make a writer like this.
     pub fn words(&self) -> Vec<String> {
         let rate = match self.rate {
