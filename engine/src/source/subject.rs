@@ -28,6 +28,17 @@ pub enum SubjectError {
     /// Its freezer.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// To freeze it would freeze blip.
+    #[error(
+        "container '{name}' shares its cgroup {path:?} with blip itself; give the container a \
+         cgroup of its own (no --cgroup-parent that blip runs in)"
+    )]
+    Together {
+        /// Its name.
+        name: String,
+        /// The cgroup.
+        path: PathBuf,
+    },
     /// It does not run.
     #[error("container '{name}' is {state}; blip moves running containers: docker {remedy} {name}")]
     NotRunning {
@@ -78,13 +89,17 @@ impl Subject {
         if inspection.paused {
             return Err(stopped("paused", "unpause"));
         }
-        let bundle = Bundle::of(&inspection.id, inspection.pid)?;
-        let freezer = Freezer::of(inspection.pid)?;
-        let parents = parents(docker, &inspection).await?;
-        let keep_addresses = parents.is_some();
         // With Docker's own runtime the process Docker knows is init itself;
         // with blip's it is the holder, whose child is init.
-        let upper = upper_directory(crate::runtime::restored_init(inspection.pid));
+        let init = crate::runtime::restored_init(inspection.pid);
+        let bundle = Bundle::of(&inspection.id, init)?;
+        let freezer = Freezer::of(init)?;
+        if freezer.holds(std::process::id())? {
+            return Err(SubjectError::Together { name: inspection.name, path: freezer.path });
+        }
+        let parents = parents(docker, &inspection).await?;
+        let keep_addresses = parents.is_some();
+        let upper = upper_directory(init);
         let parents = parents.unwrap_or_default();
         let plan = Plan::of(docker, &inspection, choices).await?;
         Ok(Self { inspection, bundle, freezer, keep_addresses, parents, upper, plan })
