@@ -3,4 +3,5 @@
 pub mod demo;
 pub mod lab;
 pub mod probe;
+pub mod simulate;
 pub mod workload;

@@ -23,6 +23,8 @@ enum Command {
     Lab(lab::LabCommand),
     /// Move a busy Redis between two Docker hosts and prove that nothing is lost
     Demo(blip_bench::demo::DemoCommand),
+    /// Compare the planner with simpler rules and an oracle, under virtual time
+    Simulate(blip_bench::simulate::SimulateCommand),
     /// The init of a lab's host
     #[command(hide = true, subcommand)]
     LabInit(lab::InitCommand),
@@ -36,6 +38,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Lab(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Simulate(command) => command.run(),
         Command::LabInit(command) => command.run(),
     }
 }
