@@ -201,8 +201,11 @@ pub fn price(result: &Result) -> f64 {
     result.downtime_ms + behind + (result.finished_ms + result.brownout_ms) * 1e-3
 }
 
-/// The policies compared. A function makes one, since each remembers.
-pub const POLICIES: [(&str, fn() -> Box<dyn Policy>); 5] = [
+/// Makes a policy, since each remembers.
+pub type Make = fn() -> Box<dyn Policy>;
+
+/// The policies compared.
+pub const POLICIES: [(&str, Make); 5] = [
     ("blip", || Box::new(TargetDriven::default())),
     ("3 rounds", || Box::new(FixedRounds(3))),
     ("10 rounds", || Box::new(FixedRounds(10))),
