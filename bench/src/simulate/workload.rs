@@ -3,6 +3,7 @@
 //! seed and of the time, so that whoever looks when changes nothing.
 
 use blip_engine::plan::rehearsal::{Found, World};
+use blip_transport::link::quic::settings::MAX_IN_FLIGHT;
 use blip_transport::units::{Bandwidth, PageCount};
 use std::time::Duration;
 
@@ -213,7 +214,8 @@ impl World for Container {
     }
 
     fn pace(&self) -> Bandwidth {
-        let carried = self.link.0 * 0.94 / SQUEEZE;
+        let window = MAX_IN_FLIGHT.0 as f64 / self.rtt.as_secs_f64();
+        let carried = window.min(self.link.0 * 0.94) / SQUEEZE;
         Bandwidth(carried.min(CPU) * self.chance(2, 0.08))
     }
 
