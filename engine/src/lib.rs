@@ -12,6 +12,7 @@ pub mod cli;
 pub mod criu;
 pub mod docker;
 pub mod event;
+pub mod experience;
 pub mod guard;
 pub mod handover;
 pub mod lazy;

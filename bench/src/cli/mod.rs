@@ -28,6 +28,8 @@ enum Command {
     /// The memory writer, a workload that checks itself; runs in a container
     #[command(hide = true)]
     Writer(blip_bench::workload::writer::WriterCommand),
+    /// Compare the planner with simpler rules and an oracle, under virtual time
+    Simulate(blip_bench::simulate::SimulateCommand),
     /// The init of a lab's host
     #[command(hide = true, subcommand)]
     LabInit(lab::InitCommand),
@@ -43,6 +45,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Demo(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Writer(command) => command.run().map(|()| ExitCode::SUCCESS),
+        Command::Simulate(command) => command.run(),
         Command::LabInit(command) => command.run(),
     }
 }
