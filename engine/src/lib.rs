@@ -23,5 +23,7 @@ pub mod runtime;
 pub mod source;
 pub mod sys;
 pub mod target;
+mod text;
 pub mod throttle;
+pub mod timeline;
 pub mod track;
