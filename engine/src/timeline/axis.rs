@@ -68,7 +68,8 @@ impl Height {
     /// times a KiB.
     pub(super) fn bytes(top: f64, bottom: f64, least: f64, most: f64) -> Self {
         let most = most.max(4096.0);
-        let low = least.clamp(4096.0, most) / 2.0;
+        // At least three powers of ten: else a little less looks like half.
+        let low = (least.clamp(4096.0, most) / 2.0).min(most / 1e3);
         Self { top, bottom, low, high: most * 1.3, log: true }
     }
 

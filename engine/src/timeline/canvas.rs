@@ -48,12 +48,14 @@ pub(super) struct Pen {
     pub(super) size: f64,
     pub(super) colour: &'static str,
     pub(super) bold: bool,
+    /// With a white rim, where lines may run below it.
+    pub(super) halo: bool,
     pub(super) anchor: Anchor,
 }
 
 impl Pen {
     pub(super) const PLAIN: Self =
-        Self { size: SIZE, colour: INK, bold: false, anchor: Anchor::Start };
+        Self { size: SIZE, colour: INK, bold: false, halo: false, anchor: Anchor::Start };
     pub(super) const FAINT: Self = Self { colour: FAINT, ..Self::PLAIN };
     pub(super) const HEAD: Self = Self { bold: true, size: 12.0, ..Self::PLAIN };
 
@@ -148,11 +150,16 @@ impl Canvas {
             Anchor::End => " text-anchor=\"end\"",
         };
         let weight = if pen.bold { " font-weight=\"bold\"" } else { "" };
+        let halo = if pen.halo {
+            " stroke=\"#ffffff\" stroke-width=\"3\" stroke-linejoin=\"round\" paint-order=\"stroke\""
+        } else {
+            ""
+        };
         let [x, y] = at.map(number);
         let (size, colour) = (number(pen.size), pen.colour);
         let _ = writeln!(
             self.body,
-            "<text x=\"{x}\" y=\"{y}\" font-size=\"{size}\" fill=\"{colour}\"{anchor}{weight}>{}</text>",
+            "<text x=\"{x}\" y=\"{y}\" font-size=\"{size}\" fill=\"{colour}\"{anchor}{weight}{halo}>{}</text>",
             escape(text)
         );
     }

@@ -10,11 +10,11 @@ const ROW: f64 = 20.0;
 pub(super) fn draw(canvas: &mut Canvas, story: &Story) {
     let Some((from, to)) = story.downtime() else { return };
     let (remark, observed) = match story.resumed() {
-        Some(_) => ("from the order to freeze to the word that it runs", Some(to - from)),
+        Some(_) => ("from the order to freeze to the word that it runs", Some(story.observed())),
         None => ("it did not come to run on the target", None),
     };
     heading(canvas, "The downtime", remark);
-    let marks = marks(story, observed, to - from);
+    let marks = marks(story, observed.flatten());
     let stops = story.stops();
     let top = canvas.y + 6.0;
     let rows = top + marks.len() as f64 * 15.0 + 6.0;
@@ -25,6 +25,10 @@ pub(super) fn draw(canvas: &mut Canvas, story: &Story) {
     let right = RIGHT - 60.0;
     let axis = Time { from, to: from + span * 1.04, left: LEFT, right };
     axis.draw(canvas, top, bottom, from);
+    for (i, mark) in marks.iter().enumerate() {
+        let y = top + i as f64 * 15.0;
+        draw_mark(canvas, mark, axis, from, [y, bottom]);
+    }
     for (i, span) in stops.iter().enumerate() {
         let y = rows + i as f64 * ROW;
         lane(canvas, y + 13.0, &[span.phase.name()]);
@@ -32,11 +36,8 @@ pub(super) fn draw(canvas: &mut Canvas, story: &Story) {
         let text = time(span.to - span.from);
         let tip = format!("{} {text}", span.phase.name());
         canvas.bar(x, [y + 2.0, y + ROW - 3.0], RED, &tip);
-        canvas.text([x[1].max(x[0] + 1.0) + 5.0, y + 13.0], &text, Pen::PLAIN);
-    }
-    for (i, mark) in marks.iter().enumerate() {
-        let y = top + i as f64 * 15.0;
-        draw_mark(canvas, mark, axis, from, [y, bottom]);
+        let at = [x[1].max(x[0] + 1.0) + 5.0, y + 13.0];
+        canvas.text(at, &text, Pen { halo: true, ..Pen::PLAIN });
     }
     canvas.y = bottom + 18.0;
 }
@@ -49,16 +50,19 @@ struct Mark {
     dash: &'static str,
 }
 
-fn marks(story: &Story, observed: Option<f64>, _span: f64) -> Vec<Mark> {
+/// The longest first: no line crosses the label of another below it.
+fn marks(story: &Story, observed: Option<f64>) -> Vec<Mark> {
     let mark = |what, colour, dash| move |ms| Mark { ms, what, colour, dash };
-    [
+    let mut marks: Vec<Mark> = [
         story.target().map(mark("target", GREEN, "7 4")),
         story.predicted().map(mark("predicted", BLUE, "2 3")),
         observed.map(mark("observed", INK, "")),
     ]
     .into_iter()
     .flatten()
-    .collect()
+    .collect();
+    marks.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    marks
 }
 
 /// A line from its label down; an arrow if it lies beyond the axis.

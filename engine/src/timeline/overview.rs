@@ -8,6 +8,7 @@ use super::canvas::{
 use super::story::{Span, Story};
 use super::words::{self, heading, lane};
 use crate::event::{Phase, RoundReport};
+use crate::text::brief_time;
 use blip_transport::units::Bandwidth;
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ const THROTTLE: f64 = 62.0;
 fn height(story: &Story) -> f64 {
     let lanes = [
         (!story.decisions.is_empty(), MARKS),
-        (!story.rounds.is_empty(), ROUNDS),
+        (has_rounds(story), ROUNDS),
         (has_rates(story), RATES),
         (has_throttle(story), THROTTLE),
     ];
@@ -64,7 +65,7 @@ fn colour(phase: Phase) -> &'static str {
 fn legend(canvas: &mut Canvas, story: &Story) {
     let mut entries: Vec<(&'static str, String)> = Vec::new();
     let mut stood = false;
-    for span in &story.phases {
+    for span in story.phases.iter().filter(|span| span.to - span.from >= 0.05) {
         let stops = Phase::DOWNTIME.contains(&span.phase);
         if stops && stood {
             continue;
@@ -74,12 +75,12 @@ fn legend(canvas: &mut Canvas, story: &Story) {
             Some((from, to)) if stops => ("stands still", to - from),
             _ => (name(span.phase), span.to - span.from),
         };
-        entries.push((colour(span.phase), format!("{name} {}", time(length))));
+        entries.push((colour(span.phase), format!("{name} {}", brief_time(length))));
     }
     canvas.y += 12.0;
     let mut x = LEFT;
     for (colour, text) in entries {
-        let wide = width(&text, Pen::PLAIN) + 34.0;
+        let wide = width(&text, Pen::PLAIN) + 30.0;
         if x + wide > RIGHT && x > LEFT {
             x = LEFT;
             canvas.y += 16.0;
@@ -125,7 +126,8 @@ fn decisions(canvas: &mut Canvas, story: &Story, axis: Time) {
         let x = axis.x(at);
         canvas.line([x, y - 4.0], [x, y + 4.0], INK, "");
     }
-    let pen = Pen { colour: "#ffffff", bold: true, size: 10.0, anchor: Anchor::Middle };
+    let pen = Pen { colour: "#ffffff", bold: true, size: 10.0, ..Pen::PLAIN };
+    let pen = pen.at(Anchor::Middle);
     let told: Vec<_> = words::told(story).flatten().collect();
     let wanted: Vec<f64> =
         told.iter().map(|(_, d)| axis.x(d.at.first().copied().unwrap_or_default())).collect();
@@ -171,9 +173,13 @@ fn strip(canvas: &mut Canvas, what: &str, keys: &[(&str, &str, &str)]) -> f64 {
     canvas.y + 22.0
 }
 
+fn has_rounds(story: &Story) -> bool {
+    story.rounds.iter().any(|(_, _, round)| round.dirty.0 > 0)
+}
+
 /// Dirty pages of every round, and what was sent for them, as bytes.
 fn rounds(canvas: &mut Canvas, story: &Story, axis: Time) {
-    if story.rounds.is_empty() {
+    if !has_rounds(story) {
         return;
     }
     let keys = [(SKY, "bar", "dirty"), (BLUE, "bar", "sent for them")];
@@ -203,7 +209,7 @@ fn rounds(canvas: &mut Canvas, story: &Story, axis: Time) {
 }
 
 fn has_rates(story: &Story) -> bool {
-    !story.progress.is_empty() || !story.rounds.is_empty()
+    !story.progress.is_empty() || !throughput(story).is_empty()
 }
 
 /// How fast bytes went over the link, and how fast pages were dirtied.

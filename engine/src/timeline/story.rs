@@ -98,6 +98,12 @@ impl Story {
         self.phases.iter().find(grant).map(|span| span.to)
     }
 
+    /// The downtime that was measured, in milliseconds.
+    pub(super) fn observed(&self) -> Option<f64> {
+        let told = self.report.as_ref().filter(|report| !report.downtime.is_empty());
+        told.map(|report| report.downtime_ms).or(self.downtime().map(|(from, to)| to - from))
+    }
+
     /// The downtime wanted, in milliseconds.
     pub(super) fn target(&self) -> Option<f64> {
         self.report.as_ref().and_then(|report| report.goal.downtime_ms)

@@ -39,13 +39,14 @@ pub(super) fn title(canvas: &mut Canvas, story: &Story) {
     };
     let known = |ms: Option<f64>, absent: &str| ms.map_or(absent.to_owned(), time);
     let frozen = !report.downtime.is_empty();
+    let moved = report.outcome == Outcome::Moved;
     let observed = known(frozen.then_some(report.downtime_ms), "never frozen");
     let mut x = MARGIN;
     canvas.y += 22.0;
     let fields = [
         ("downtime target ", known(story.target(), "none")),
         ("predicted ", known(story.predicted(), "not")),
-        ("observed ", observed),
+        (if moved { "observed " } else { "stood still " }, observed),
     ];
     for (what, value) in fields {
         canvas.text([x, canvas.y], what, Pen { size: 13.0, ..Pen::FAINT });
@@ -82,7 +83,7 @@ pub(super) fn lane(canvas: &mut Canvas, y: f64, lines: &[&str]) {
 
 /// How many decisions are told from the beginning and to the end, if there are
 /// more than both.
-const TOLD: [usize; 2] = [8, 8];
+const TOLD: [usize; 2] = [7, 6];
 
 /// The decisions that are told, with their numbers; `None` stands for those
 /// left out between.
