@@ -2,8 +2,10 @@
 
 pub mod demo;
 pub mod lab;
+pub mod plot;
 pub mod probe;
 pub mod quantity;
 pub mod rig;
 pub mod run;
+pub mod stats;
 pub mod workload;

@@ -41,6 +41,9 @@ pub struct RunCommand {
     /// Requests a second of the client [default: 1000]
     #[arg(long, value_name = "N")]
     probe_rate: Option<u32>,
+    /// Move workloads back and forth instead of starting a new one each time
+    #[arg(long)]
+    onward: bool,
     /// Debian suite of the hosts: forky has Docker 28.5, trixie 26.1
     #[arg(long)]
     suite: Option<Suite>,
@@ -114,6 +117,7 @@ impl RunCommand {
         written.links.extend(self.links.iter().cloned());
         written.repeats = self.repeats.or(written.repeats);
         written.probe_rate = self.probe_rate.or(written.probe_rate);
+        written.onward |= self.onward;
         written.suite = self.suite.or(written.suite);
         written.cgroup = self.cgroup.or(written.cgroup);
         written.meant()

@@ -110,8 +110,9 @@ impl<'a> Runner<'a> {
             (Sample { ended: Ended::Failed, why, ..Sample::default() }, Trace::default())
         });
         let sound = matches!(sample.ended, Ended::Nothing | Ended::Moved | Ended::Kept);
-        if !sound || !sample.verified {
-            // Whatever is left is not a place to go on from.
+        let moved_once = sample.ended == Ended::Moved && !self.plan.onward;
+        if !sound || !sample.verified || moved_once {
+            // Whatever is left is not where the next run is to begin.
             self.resident = None;
         }
         (sample.cell, sample.began_unix_s) = (cell.clone(), began_unix_s);
@@ -182,8 +183,10 @@ impl<'a> Runner<'a> {
         let probe = Probe::start(spec, place)?;
         let stats = || resident.stats(place);
         let at_first = stats();
-        std::thread::sleep(self.plan.margin());
+        std::thread::sleep(self.plan.margin() * 3 / 4);
         let at_order = stats();
+        // The question, and the thread that answered it, are over by then.
+        std::thread::sleep(self.plan.margin() / 4);
         probe.mark("migrate");
         let moved = self.migrate(&arm.way, from, &probe)?;
         probe.mark("migrated");
