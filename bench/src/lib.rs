@@ -5,6 +5,7 @@ pub mod lab;
 pub mod plot;
 pub mod probe;
 pub mod quantity;
+pub mod report;
 pub mod rig;
 pub mod run;
 pub mod stats;

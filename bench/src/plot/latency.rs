@@ -42,9 +42,7 @@ const HEAD: f64 = 26.0;
 /// second after the last of them is done. `None` without any.
 pub fn draw(title: &str, note: &str, panels: &[Panel]) -> Option<String> {
     let steps = || panels.iter().flat_map(|p| &p.steps);
-    if steps().next().is_none() {
-        return None;
-    }
+    steps().next()?;
     let last = panels.iter().flat_map(|p| p.parts.iter().map(|part| part.2)).fold(0.0, f64::max);
     let (from, to) = (-1_000.0, last.max(1_000.0) + 1_000.0);
     let shown = |step: &&Step| (from..=to).contains(&step.at_ms);
