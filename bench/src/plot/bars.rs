@@ -3,6 +3,7 @@
 use super::scale::Scale;
 use super::svg::{Anchor, Font, Svg};
 use super::theme::{FAINT, PAPER, SMALL, WIDTH, part_colour, short, time_label};
+use crate::stats::median;
 
 /// A bar.
 #[derive(Clone, Debug, Default)]
@@ -20,13 +21,17 @@ const RIGHT: f64 = WIDTH - 90.0;
 const ROW: f64 = 26.0;
 const HEAD: f64 = 28.0;
 
+/// Bars of more than this many times the median are cut.
+const CUT: f64 = 4.0;
+
 /// Draws the bars below each other. `None` without bars.
 pub fn draw(title: &str, note: &str, names: &[&str], bars: &[Bar]) -> Option<String> {
-    let longest = bars.iter().map(|b| b.parts.iter().sum::<f64>()).fold(0.0, f64::max);
-    if longest <= 0.0 {
-        return None;
-    }
-    let scale = Scale::even(longest, LEFT, RIGHT);
+    let sums: Vec<f64> = bars.iter().map(|b| b.parts.iter().sum()).collect();
+    let usual = median(&sums).filter(|sum| *sum > 0.0)?;
+    // A bar many times as long as the others would leave nothing of them to
+    // see: it is cut, and marked as cut.
+    let shown = sums.iter().copied().filter(|sum| *sum <= CUT * usual);
+    let scale = Scale::even(shown.fold(usual, f64::max), LEFT, RIGHT);
     let mut svg = Svg::new(WIDTH);
     svg.text(
         (16.0, 26.0),
@@ -34,7 +39,12 @@ pub fn draw(title: &str, note: &str, names: &[&str], bars: &[Bar]) -> Option<Str
         Anchor::Start,
         Font { size: 16.0, bold: true, ..Font::default() },
     );
-    svg.text((16.0, 45.0), note, Anchor::Start, Font { size: SMALL, ink: FAINT, bold: false });
+    svg.text(
+        (16.0, 45.0),
+        note,
+        Anchor::Start,
+        Font { size: SMALL, ink: FAINT, ..Font::default() },
+    );
     legend(&mut svg, names);
     let top = 84.0;
     let groups = bars.chunk_by(|a, b| a.group == b.group).count() as f64;
@@ -71,10 +81,16 @@ fn draw_bar(svg: &mut Svg, scale: &Scale, y: f64, bar: &Bar) {
         // The number where there is room for it; dark or light as needed.
         if to - from > 26.0 {
             let ink = if n % 6 == 1 || n % 6 == 3 { PAPER } else { "#111111" };
-            let font = Font { size: SMALL, ink, bold: false };
+            let font = Font { size: SMALL, ink, ..Font::default() };
             svg.text(((from + to) / 2.0, y + 17.0), short(part.round()), Anchor::Middle, font);
         }
         sum += part;
+    }
+    if !scale.holds(sum) {
+        for aside in [0.0, 7.0] {
+            let x = RIGHT - 22.0 + aside;
+            svg.line((x, y + 24.0), (x + 6.0, y + 2.0), PAPER, 3.0);
+        }
     }
     let font = Font { bold: true, ..Font::default() };
     svg.text((scale.at(sum) + 8.0, y + 17.0), time_label(sum), Anchor::Start, font);

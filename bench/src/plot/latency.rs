@@ -54,7 +54,12 @@ pub fn draw(title: &str, note: &str, panels: &[Panel]) -> Option<String> {
         Anchor::Start,
         Font { size: 16.0, bold: true, ..Font::default() },
     );
-    svg.text((16.0, 45.0), note, Anchor::Start, Font { size: SMALL, ink: FAINT, bold: false });
+    svg.text(
+        (16.0, 45.0),
+        note,
+        Anchor::Start,
+        Font { size: SMALL, ink: FAINT, ..Font::default() },
+    );
     let mut top = 60.0;
     let highest = steps().filter(shown).map(|s| s.max_ms);
     let bounds: Vec<f64> = highest.chain([0.1]).collect();
@@ -65,7 +70,7 @@ pub fn draw(title: &str, note: &str, panels: &[Panel]) -> Option<String> {
     }
     for tick in x.ticks() {
         let at = x.at(tick);
-        let font = Font { size: SMALL, ink: FAINT, bold: false };
+        let font = Font { size: SMALL, ink: FAINT, ..Font::default() };
         let text = if tick == 0.0 { "order".to_owned() } else { format!("{} s", tick / 1e3) };
         svg.text((at, top + 4.0), text, Anchor::Middle, font);
     }
@@ -98,7 +103,7 @@ fn draw_panel(
         let (begin, end) = (x.at(*begin), x.at(*end));
         svg.rect((begin, above), ((end - begin).max(1.0), PANEL), shade, 0.09);
         if end - begin > 56.0 {
-            let font = Font { size: SMALL, ink: FAINT, bold: false };
+            let font = Font { size: SMALL, ink: FAINT, ..Font::default() };
             svg.text((begin + 5.0, above + 13.0), name, Anchor::Start, font);
         }
     }
@@ -115,7 +120,7 @@ fn draw_panel(
     if let Some((begin, end)) = panel.gap {
         let (begin, end) = (x.at(begin), x.at(end));
         svg.line((begin, below - 3.0), (end, below - 3.0), INK, 3.0);
-        let font = Font { size: SMALL, bold: true, ..Font::default() };
+        let font = Font { size: SMALL, bold: true, halo: true, ..Font::default() };
         let (at, anchor) = if end + 90.0 < RIGHT {
             (end + 6.0, Anchor::Start)
         } else {

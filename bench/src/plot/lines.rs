@@ -48,7 +48,7 @@ pub fn draw(words: Words<'_>, lines: &[Line]) -> Option<String> {
     let mut svg = Svg::new(WIDTH);
     let title = Font { size: 16.0, bold: true, ..Font::default() };
     svg.text((16.0, 26.0), words.title, Anchor::Start, title);
-    let faint = Font { size: SMALL, ink: FAINT, bold: false };
+    let faint = Font { size: SMALL, ink: FAINT, ..Font::default() };
     svg.text((16.0, 45.0), words.note, Anchor::Start, faint);
     y.draw_left(&mut svg, LEFT, RIGHT, words.y);
     for place in &places {

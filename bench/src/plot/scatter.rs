@@ -19,8 +19,8 @@ pub struct Pair {
 /// How far off a prediction may be.
 pub const TOLERANCE: f64 = 0.25;
 
-const LEFT: f64 = 110.0;
-const SIDE: f64 = 460.0;
+const LEFT: f64 = 100.0;
+const SIDE: f64 = 440.0;
 const TOP: f64 = 66.0;
 
 /// Draws the pairs. `None` without any.
@@ -37,7 +37,12 @@ pub fn draw(title: &str, note: &str, pairs: &[Pair]) -> Option<String> {
         Anchor::Start,
         Font { size: 16.0, bold: true, ..Font::default() },
     );
-    svg.text((16.0, 45.0), note, Anchor::Start, Font { size: SMALL, ink: FAINT, bold: false });
+    svg.text(
+        (16.0, 45.0),
+        note,
+        Anchor::Start,
+        Font { size: SMALL, ink: FAINT, ..Font::default() },
+    );
     // Observed is the measure: |predicted − observed| ≤ 25 % of observed.
     let ends = [1e-3_f64, 1e9];
     let edge = |factor: f64| -> Vec<(f64, f64)> {
@@ -75,7 +80,7 @@ fn legend(svg: &mut Svg, names: &[&str], pairs: &[Pair]) {
         svg.text((left + 14.0, y), text, Anchor::Start, Font::default());
     }
     let y = TOP + 34.0 + 24.0 * names.len() as f64;
-    let faint = Font { size: SMALL, ink: FAINT, bold: false };
+    let faint = Font { size: SMALL, ink: FAINT, ..Font::default() };
     svg.text((left - 6.0, y), "band: within 25 % of what was observed", Anchor::Start, faint);
     svg.text((left - 6.0, y + 18.0), "above the line: longer than predicted", Anchor::Start, faint);
 }

@@ -2,7 +2,7 @@
 
 use super::scale::Scale;
 use super::svg::{Anchor, Font, Svg};
-use super::theme::{FAINT, GRID, INK, SMALL, WIDTH, arm_colour};
+use super::theme::{FAINT, GRID, INK, SMALL, WIDTH, arm_colour, range_label};
 use crate::stats::median_interval;
 
 /// A group of rows under one heading.
@@ -25,8 +25,8 @@ pub struct Row {
     pub remark: String,
 }
 
-const LEFT: f64 = 200.0;
-const RIGHT: f64 = WIDTH - 170.0;
+const LEFT: f64 = 180.0;
+const RIGHT: f64 = WIDTH - 190.0;
 const ROW: f64 = 26.0;
 const HEAD: f64 = 30.0;
 
@@ -45,7 +45,12 @@ pub fn draw(title: &str, note: &str, panels: &[Panel], label: fn(f64) -> String)
         Anchor::Start,
         Font { size: 16.0, bold: true, ..Font::default() },
     );
-    svg.text((16.0, 45.0), note, Anchor::Start, Font { size: SMALL, ink: FAINT, bold: false });
+    svg.text(
+        (16.0, 45.0),
+        note,
+        Anchor::Start,
+        Font { size: SMALL, ink: FAINT, ..Font::default() },
+    );
     let top = 62.0;
     let height: f64 = panels.iter().map(|p| HEAD + ROW * p.rows.len() as f64).sum();
     scale.draw_below(&mut svg, top, top + height, label);
@@ -66,7 +71,7 @@ pub fn draw(title: &str, note: &str, panels: &[Panel], label: fn(f64) -> String)
 
 fn draw_row(svg: &mut Svg, scale: &Scale, y: f64, row: &Row, label: fn(f64) -> String) {
     svg.text((LEFT - 14.0, y + 4.5), &row.name, Anchor::End, Font::default());
-    let faint = Font { size: SMALL, ink: FAINT, bold: false };
+    let faint = Font { size: SMALL, ink: FAINT, ..Font::default() };
     let Some(interval) = median_interval(&row.values) else {
         svg.text((LEFT + 8.0, y + 4.0), &row.remark, Anchor::Start, faint);
         return;
@@ -83,8 +88,8 @@ fn draw_row(svg: &mut Svg, scale: &Scale, y: f64, row: &Row, label: fn(f64) -> S
     svg.line((middle, y - 9.0), (middle, y + 9.0), INK, 2.0);
     let text = Font { bold: true, ..Font::default() };
     svg.text((RIGHT + 16.0, y + 4.5), label(interval.value), Anchor::Start, text);
-    let between = format!("{} – {}", label(interval.low), label(interval.high));
-    svg.text((RIGHT + 76.0, y + 4.0), between, Anchor::Start, Font { size: 10.5, ..faint });
+    let between = range_label(&label(interval.low), &label(interval.high));
+    svg.text((RIGHT + 80.0, y + 4.0), between, Anchor::Start, Font { size: 10.5, ..faint });
 }
 
 #[cfg(test)]

@@ -30,11 +30,13 @@ pub struct Font {
     pub ink: &'static str,
     /// Whether it is bold.
     pub bold: bool,
+    /// Whether it stands on its own ground, to be read over lines.
+    pub halo: bool,
 }
 
 impl Default for Font {
     fn default() -> Self {
-        Font { size: TEXT, ink: INK, bold: false }
+        Font { size: TEXT, ink: INK, bold: false, halo: false }
     }
 }
 
@@ -115,11 +117,14 @@ impl Svg {
             Anchor::Middle => "middle",
             Anchor::End => "end",
         };
-        let Font { size, ink, bold } = font;
-        let weight = if bold { r#" font-weight="600""# } else { "" };
+        let Font { size, ink, bold, halo } = font;
+        let mut looks = if bold { r#" font-weight="600""#.to_owned() } else { String::new() };
+        if halo {
+            looks += &format!(r#" paint-order="stroke" stroke="{PAPER}" stroke-width="3""#);
+        }
         let text = escaped(&text.to_string());
         self.put(format_args!(
-            r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}" font-size="{size}" fill="{ink}"{weight}>{text}</text>"#
+            r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}" font-size="{size}" fill="{ink}"{looks}>{text}</text>"#
         ));
     }
 

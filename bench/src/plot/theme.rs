@@ -73,6 +73,15 @@ pub fn short(value: f64) -> String {
     }
 }
 
+/// Two labels as one, the unit told once if it is the same.
+pub fn range_label(low: &str, high: &str) -> String {
+    let unit = |label: &str| label.split_once(' ').map(|(_, unit)| unit.to_owned());
+    match (low.split_once(' '), unit(high)) {
+        (Some((number, own)), Some(other)) if own == other => format!("{number} – {high}"),
+        _ => format!("{low} – {high}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,5 +100,11 @@ mod tests {
             assert_eq!(time_label(ms), label);
         }
         assert_eq!(short(100.0), "100", "its zeros are not cut off");
+    }
+
+    #[test]
+    fn a_unit_is_told_once() {
+        assert_eq!(range_label("1 ms", "2 ms"), "1 – 2 ms");
+        assert_eq!(range_label("900 ms", "1 s"), "900 ms – 1 s");
     }
 }

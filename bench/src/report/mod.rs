@@ -180,3 +180,83 @@ fn described(plan: &Value) -> BTreeMap<String, String> {
     };
     all.iter().filter_map(line).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::report::{Forecast, MigrateReport};
+    use crate::run::plan::Cell;
+    use crate::run::sample::ClientSide;
+
+    fn sample(arm: &str, repeat: u32, gap_ms: f64, ended: Ended) -> Sample {
+        let (scenario, link) = ("tiny".to_owned(), "1gbit".to_owned());
+        let predicted = Some(Forecast { downtime_ms: gap_ms * 1.2, ..Forecast::default() });
+        let report = MigrateReport {
+            downtime_ms: gap_ms,
+            predicted,
+            method: arm.to_owned(),
+            ..Default::default()
+        };
+        Sample {
+            cell: Cell { scenario, link, arm: arm.to_owned(), repeat },
+            ended,
+            why: (ended == Ended::Failed).then(|| "it <broke>\nin two lines".to_owned()),
+            verified: ended != Ended::Failed,
+            client: ClientSide { gap_ms, ..ClientSide::default() },
+            migration: (arm != NOTHING).then_some(report),
+            ..Sample::default()
+        }
+    }
+
+    fn bench() -> Bench {
+        let mut samples = Vec::new();
+        for repeat in 1..=5 {
+            let ms = f64::from(repeat);
+            samples.push(sample(NOTHING, repeat, 2.0, Ended::Nothing));
+            samples.push(sample("pre-copy", repeat, 200.0 + ms, Ended::Moved));
+            samples.push(sample("hybrid", repeat, 100.0 + ms, Ended::Moved));
+            samples.push(sample("broken", repeat, 1.0, Ended::Failed));
+        }
+        Bench {
+            environments: Vec::new(),
+            scenarios: BTreeMap::new(),
+            samples: samples.len(),
+            groups: grouped(samples),
+        }
+    }
+
+    #[test]
+    fn failed_runs_are_shown_and_enter_no_number() {
+        let bench = bench();
+        let group = &bench.groups[0];
+        assert_eq!(group.best().map(|a| a.name.as_str()), Some("hybrid"));
+        let broken = group.movers().find(|a| a.name == "broken").expect("it is there");
+        assert!(broken.gaps().is_empty());
+        assert_eq!(broken.excuse(), "failed: it <broke>…");
+        let text: String = tables::all(&bench).iter().map(table::Table::markdown).collect();
+        assert!(text.contains("| hybrid | 1× | **103 ms** [101 – 105 ms] |"), "{text}");
+        assert!(text.contains("| broken | – | failed: it <broke>… |"), "{text}");
+    }
+
+    #[test]
+    fn claims_and_predictions_are_what_the_samples_say() {
+        let text: String = tables::all(&bench()).iter().map(table::Table::markdown).collect();
+        let claim =
+            "| tiny, 1gbit: hybrid against pre-copy | 1.97× | 1.93 – 2.01 | 5 / 5 | 0.0040 |";
+        assert!(text.contains(claim), "{text}");
+        assert!(text.contains("Over all 10 runs the median error is 20 %"), "{text}");
+        assert!(text.contains("| tiny, 1gbit | **2 ms** [2 – 2 ms] | 2 ms |"), "{text}");
+    }
+
+    #[test]
+    fn pictures_and_page_are_made_of_what_there_is() {
+        let bench = bench();
+        let nowhere = tempfile::tempdir().expect("a folder");
+        let pictures = pictures::all(&bench, nowhere.path());
+        let names: Vec<_> = pictures.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(names, ["client-gap", "downtime", "prediction"], "no traces, no parts");
+        let page = html::page("a < b", &[], &pictures, &tables::all(&bench));
+        assert!(page.contains("a &lt; b") && page.matches("<svg").count() == 3);
+        assert!(!page.contains("<broke>") && !page.contains("http://www.w3.org/1999"));
+    }
+}

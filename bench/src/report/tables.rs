@@ -2,17 +2,27 @@
 
 use super::table::Table;
 use super::{ArmRuns, Bench, Group};
-use crate::plot::theme::{short, time_label};
+use crate::plot::theme::{range_label, short, time_label};
 use crate::run::sample::{Ended, Sample};
 use crate::stats::{Interval, faster, holm, median, median_interval, ratio_interval};
 
 /// All tables that have something to say.
 pub(super) fn all(bench: &Bench) -> Vec<Table> {
     let mut tables: Vec<Table> = bench.groups.iter().map(|g| outcome(bench, g)).collect();
+    if let Some(first) = tables.first_mut() {
+        first.note = format!("{} {READING}", first.note);
+    }
     tables.extend([prediction(bench), claims(bench), latencies(bench), noise(bench)]);
     tables.retain(|t| !t.rows.is_empty());
     tables
 }
+
+/// How to read the tables of outcomes.
+const READING: &str = "Medians, [95 % confidence]. *Ratio*: median client gap over the shortest one. \
+                       *Client gap*: longest time without an answer, from the order on. *Downtime*, \
+                       *total*, *brownout*: as the mover tells them. *Sent*: bytes over the link ÷ \
+                       memory moved. *Failed*: requests never answered well. *Verified*: runs in \
+                       which the workload moved and every proof held; the others enter no median.";
 
 /// Who was how fast: ratios first.
 fn outcome(bench: &Bench, group: &Group) -> Table {
@@ -43,13 +53,7 @@ fn outcome(bench: &Bench, group: &Group) -> Table {
     });
     Table {
         title: group.title(),
-        note: format!(
-            "{what}. Medians, [95 % confidence]. *Ratio*: median client gap over the shortest one. \
-             *Client gap*: longest time without an answer, from the order on. *Downtime*, *total*, \
-             *brownout*: as the mover tells them. *Sent*: bytes over the link ÷ memory moved. \
-             *Failed*: requests never answered well. *Verified*: runs in which the workload moved \
-             and every proof held; the others enter no median.{own}"
-        ),
+        note: format!("{what}.{own}"),
         heads: vec![
             "arm",
             "ratio",
@@ -138,9 +142,9 @@ fn prediction(bench: &Bench) -> Table {
 
 /// Whether the best is better than the others, or just luckier.
 fn claims(bench: &Bench) -> Table {
-    let mut rows = Vec::new();
-    let mut values = Vec::new();
+    let mut all = Vec::new();
     for group in &bench.groups {
+        let (mut rows, mut values) = (Vec::new(), Vec::new());
         let Some(best) = group.best() else { continue };
         for other in group.movers().filter(|a| a.name != best.name) {
             let (a, b) = (best.gaps(), other.gaps());
@@ -156,21 +160,22 @@ fn claims(bench: &Bench) -> Table {
                 format!("{:.4}", test.p),
             ]);
         }
-    }
-    for (row, p) in rows.iter_mut().zip(holm(&values)) {
-        row.push(format!("{p:.4}"));
-        row.push(if p < 0.05 { "yes" } else { "not shown" }.to_owned());
+        for (row, p) in rows.iter_mut().zip(holm(&values)) {
+            row.push(format!("{p:.4}"));
+            row.push(if p < 0.05 { "yes" } else { "not shown" }.to_owned());
+        }
+        all.extend(rows);
     }
     Table {
         title: "Is the shortest gap really shorter?".to_owned(),
         note: "The arm with the shortest median client gap against each other arm. *Ratio*: the \
                other's median ÷ its own, with 95 % confidence (bootstrap). *p*: share of all ways \
                to deal the runs out to the two arms that favour it as much (permutation test, \
-               one-sided). *Corrected*: for all claims of this table together (Holm). Five runs \
+               one-sided). *Corrected*: for all claims of one scenario and link together (Holm). Five runs \
                against five cannot give a p below 0.004."
             .to_owned(),
         heads: vec!["claim", "ratio", "confidence", "runs", "p", "corrected", "holds"],
-        rows,
+        rows: all,
     }
 }
 
@@ -266,7 +271,7 @@ fn of(values: Vec<f64>, label: impl Fn(f64) -> String) -> String {
 
 fn interval(interval: Option<Interval>) -> String {
     let Some(Interval { value, low, high, .. }) = interval else { return "–".to_owned() };
-    format!("**{}** [{} – {}]", time_label(value), time_label(low), time_label(high))
+    format!("**{}** [{}]", time_label(value), range_label(&time_label(low), &time_label(high)))
 }
 
 fn percent(share: f64) -> String {
