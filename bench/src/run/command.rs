@@ -93,6 +93,7 @@ impl RunCommand {
         tally.seen = plan.cells().iter().filter(|cell| record.has(cell)).count();
         let ran = runner.run(&mut record, &mut |cell, sample| tally.tell(cell, sample));
         let cleaned = runner.clean();
+        drop(runner);
         let ended = rig.end(self.keep);
         ran?;
         cleaned?;
