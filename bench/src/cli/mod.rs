@@ -25,6 +25,8 @@ enum Command {
     Demo(blip_bench::demo::DemoCommand),
     /// Measure: scenarios × methods × links, again and again, all verified
     Run(blip_bench::run::RunCommand),
+    /// Tables, pictures and a page of what `run` measured
+    Report(blip_bench::report::ReportCommand),
     /// The memory writer, a workload that checks itself; runs in a container
     #[command(hide = true)]
     Writer(blip_bench::workload::writer::WriterCommand),
@@ -44,6 +46,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Lab(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Run(command) => command.run(),
+        Command::Report(command) => command.run(),
         Command::Writer(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Simulate(command) => command.run(),
         Command::LabInit(command) => command.run(),
