@@ -278,8 +278,9 @@ impl Run {
             rounds.push(done.report);
             next = next.next();
             match decision {
-                Decision::Freeze { .. } if !files.calm() && next.0 < self.order.goal.max_rounds => {
+                Decision::Freeze { .. } if !files.calm() => {
                     self.decide("copy again".into(), "files are still on their way".into());
+                    files.until_calm().await;
                 }
                 Decision::CopyAgain { why } => self.decide("copy again".into(), why),
                 Decision::Freeze { why: reason } => {

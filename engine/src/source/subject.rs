@@ -78,13 +78,15 @@ impl Subject {
         if inspection.paused {
             return Err(stopped("paused", "unpause"));
         }
-        let bundle = Bundle::of(&inspection.id, inspection.pid)?;
-        let freezer = Freezer::of(inspection.pid)?;
+        // With Docker's own runtime the process Docker knows is init itself;
+        // with blip's it is the holder, whose child is init: only that one is
+        // in the container's cgroup and namespaces.
+        let init = crate::runtime::restored_init(inspection.pid);
+        let bundle = Bundle::of(&inspection.id, init)?;
+        let freezer = Freezer::of(init)?;
         let parents = parents(docker, &inspection).await?;
         let keep_addresses = parents.is_some();
-        // With Docker's own runtime the process Docker knows is init itself;
-        // with blip's it is the holder, whose child is init.
-        let upper = upper_directory(crate::runtime::restored_init(inspection.pid));
+        let upper = upper_directory(init);
         let parents = parents.unwrap_or_default();
         let plan = Plan::of(docker, &inspection, choices).await?;
         Ok(Self { inspection, bundle, freezer, keep_addresses, parents, upper, plan })
