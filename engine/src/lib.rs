@@ -24,4 +24,5 @@ pub mod runtime;
 pub mod source;
 pub mod sys;
 pub mod target;
+pub mod throttle;
 pub mod track;

@@ -112,6 +112,11 @@ pub struct RestoreRequest {
     pub tasks: Vec<MissingPages>,
     /// How many images have been sent.
     pub images: u32,
+    /// All memory must be in the processes before the hold is told.
+    pub resident: bool,
+    /// The source sends the pages that the store lacks without being asked, in
+    /// one more round.
+    pub pushed: bool,
 }
 
 /// From source to target.
@@ -177,6 +182,8 @@ pub enum ToSource {
         /// How many.
         streams: u32,
     },
+    /// The processes are there; their memory is being put in before the hold.
+    Filling,
     /// The restore is complete; nothing has run.
     Held,
     /// The container runs here.

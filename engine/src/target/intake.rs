@@ -1,6 +1,7 @@
 //! What comes over the link besides control messages: pages into the store,
 //! images into their directory, files into the container.
 
+use crate::lazy::RemoteInbox;
 use blip_transport::files::{Apply, ApplyOptions};
 use blip_transport::link::LinkError;
 use blip_transport::link::quic::{BlobReceiver, BulkReceiver, Connection, StreamKind};
@@ -66,6 +67,12 @@ pub struct Places {
     pub log: Option<PathBuf>,
 }
 
+/// Who waits for pages, and how many have come since it does.
+struct Waiting {
+    inbox: RemoteInbox,
+    pages: u64,
+}
+
 /// How much has come.
 #[derive(Debug, Default)]
 struct Progress {
@@ -90,6 +97,7 @@ pub struct Intake {
     /// The container's memory as far as it has come.
     pub store: RwLock<PageStore>,
     places: Mutex<Option<Places>>,
+    waiting: Mutex<Option<Waiting>>,
     progress: Mutex<Progress>,
     changed: Notify,
 }
@@ -100,6 +108,7 @@ impl Intake {
         Arc::new(Self {
             store: RwLock::new(PageStore::new(limit)),
             places: Mutex::default(),
+            waiting: Mutex::default(),
             progress: Mutex::default(),
             changed: Notify::new(),
         })
@@ -108,6 +117,16 @@ impl Intake {
     /// Says where images and files go.
     pub fn place(&self, places: Places) {
         *lock(&self.places) = Some(places);
+    }
+
+    /// Tells `inbox` of every page that comes from now on.
+    pub fn tell(&self, inbox: RemoteInbox) {
+        *lock(&self.waiting) = Some(Waiting { inbox, pages: 0 });
+    }
+
+    /// How many pages have come since somebody waits for them.
+    pub fn late_pages(&self) -> u64 {
+        lock(&self.waiting).as_ref().map_or(0, |waiting| waiting.pages)
     }
 
     /// Takes streams until the link ends or something goes wrong. Whoever waits
@@ -151,6 +170,12 @@ impl Intake {
         while let Some(frame) = stream.recv().await? {
             let batch = wire::decode(frame)?;
             let applied = write(&self.store).apply(&batch)?;
+            if let Some(waiting) = &mut *lock(&self.waiting) {
+                for (space, run) in batch.runs() {
+                    waiting.inbox.stored(space, run);
+                    waiting.pages += run.count.0;
+                }
+            }
             let mut progress = lock(&self.progress);
             let entry = progress.rounds.entry(round).or_default();
             entry.0 += 1;
