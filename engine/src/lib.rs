@@ -14,6 +14,7 @@ pub mod docker;
 pub mod event;
 pub mod guard;
 pub mod handover;
+pub mod image;
 pub mod lazy;
 pub mod ledger;
 pub mod mounts;

@@ -3,6 +3,7 @@
 
 mod create;
 mod daemon;
+mod image;
 mod volume;
 
 pub use create::{Copy, is_bound};

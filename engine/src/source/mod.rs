@@ -21,6 +21,7 @@ use crate::event::{
     Versions, millis,
 };
 use crate::handover::{Outcome, Ticket};
+use crate::image::{self, Held, ImageOrder};
 use crate::network;
 use crate::plan::{Costs, Goal, LinkFacts, Planner};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
@@ -40,6 +41,9 @@ use volumes::{Choice, Probes};
 
 /// How long a target may take to take in that nothing comes of it.
 const FAREWELL_LIMIT: Duration = Duration::from_millis(300);
+
+/// Between two words on an image that is on its way.
+const IMAGE_NEWS: Duration = Duration::from_secs(2);
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -87,6 +91,9 @@ pub enum MigrateError {
     /// Copying files.
     #[error(transparent)]
     Files(#[from] files::FilesError),
+    /// Copying the image.
+    #[error(transparent)]
+    Image(#[from] image::ImageError),
     /// Stopping the container.
     #[error(transparent)]
     Freeze(#[from] freeze::FreezeError),
@@ -245,8 +252,9 @@ impl Run {
         };
         peer.say(&ToTarget::Check(Box::new(subject.requirements(&source)?))).await?;
         let target = match peer.hear().await? {
-            ToSource::Checked { findings: theirs, target } => {
+            ToSource::Checked { findings: theirs, target, image } => {
                 findings.extend(theirs);
+                subject.image_there = image;
                 target
             }
             other => return Err(out_of_turn(&other).into()),
@@ -283,12 +291,54 @@ impl Run {
         error
     }
 
+    /// Sends the image that the target lacks.
+    async fn ship_image(
+        &self,
+        subject: &Subject,
+        peer: &mut Peer,
+        held: u32,
+    ) -> Result<(), MigrateError> {
+        let order = ImageOrder {
+            id: subject.inspection.image.clone(),
+            name: subject.inspection.image_name(),
+        };
+        let note = |text: String| self.events.send(Event::Note { text });
+        let of = subject.layers.len();
+        note(format!("the target lacks the image {}; it has {held} of {of} layers", order.name));
+        peer.say(&ToTarget::Image(order.clone())).await?;
+        let mut said = Instant::now();
+        let tell = |wire: ByteSize| {
+            if said.elapsed() > IMAGE_NEWS {
+                said = Instant::now();
+                note(format!("image: {wire} sent"));
+            }
+        };
+        let link = peer.link.clone();
+        let sending = image::send(&self.docker, &link, &order.id, held as usize, tell);
+        let sent = async { Ok::<_, MigrateError>(self.unless_interrupted(sending).await??) };
+        // A target that fails says so while it is still being sent to.
+        let (plain, wire) = tokio::select! {
+            sent = sent => sent?,
+            said = peer.hear() => return Err(unexpected(said?)),
+        };
+        match self.hear(peer).await? {
+            ToSource::ImageLoaded => {
+                note(format!("image: {plain} sent as {wire}"));
+                Ok(())
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+
     async fn stage(
         &self,
         subject: &Subject,
         peer: &mut Peer,
         ticket: Ticket,
     ) -> Result<String, MigrateError> {
+        if let Held::Layers(held) = subject.image_there {
+            self.ship_image(subject, peer, held).await?;
+        }
         let request = StageRequest {
             ticket,
             container: subject.inspection.to_json(),

@@ -5,6 +5,7 @@ use super::volumes::{Choice, Plan, size_of};
 use crate::bundle::{Bundle, BundleError};
 use crate::cgroup::{CgroupError, Freezer};
 use crate::docker::{Docker, DockerError, Inspection};
+use crate::image::Held;
 use crate::protocol::{CheckRequest, Finding, HostFacts};
 use crate::track::Task;
 use blip_transport::page::SpaceId;
@@ -58,6 +59,12 @@ pub struct Subject {
     pub upper: Option<PathBuf>,
     /// Its mounts, and what becomes of them.
     pub plan: Plan,
+    /// Layers of its image, lowest first; none if this Docker lost the image.
+    pub layers: Vec<String>,
+    /// Whether this Docker keeps images in containerd's store.
+    pub containerd_images: bool,
+    /// What the target has of the image; all of it, until it was asked.
+    pub image_there: Held,
 }
 
 impl Subject {
@@ -89,7 +96,20 @@ impl Subject {
         let upper = upper_directory(init);
         let parents = parents.unwrap_or_default();
         let plan = Plan::of(docker, &inspection, choices).await?;
-        Ok(Self { inspection, bundle, freezer, keep_addresses, parents, upper, plan })
+        let layers = docker.image_layers(&inspection.image).await.unwrap_or_default();
+        let containerd_images = docker.keeps_images_in_containerd().await?;
+        Ok(Self {
+            inspection,
+            bundle,
+            freezer,
+            keep_addresses,
+            parents,
+            upper,
+            plan,
+            layers,
+            containerd_images,
+            image_there: Held::Whole,
+        })
     }
 
     /// Its init on this host.
@@ -117,6 +137,8 @@ impl Subject {
             name: self.inspection.name.clone(),
             image: self.inspection.image.clone(),
             image_name: self.inspection.image_name(),
+            layers: self.layers.clone(),
+            containerd_images: self.containerd_images,
             networks: self.inspection.networks().into_keys().collect(),
             memory: self.memory()?,
             layer: self.upper.as_deref().map(size_of).unwrap_or_default(),
