@@ -106,6 +106,12 @@ impl Inspection {
         serde_json::to_string(&self.all).unwrap_or_default()
     }
 
+    /// The same container by another name.
+    pub fn renamed(mut self, name: &str) -> Self {
+        self.all.name = Some(format!("/{name}"));
+        Self { name: name.to_owned(), ..self }
+    }
+
     /// Reads an inspection that has travelled.
     pub fn from_json(text: &str) -> Result<Self, DockerError> {
         let what = "valid JSON";

@@ -107,6 +107,13 @@ pub struct FilesRound {
     pub took: Duration,
 }
 
+impl FilesRound {
+    /// Whether one more like this could as well happen inside the freeze.
+    fn is_little(&self) -> bool {
+        self.took < LITTLE_TIME && self.wire < LITTLE
+    }
+}
+
 impl Trees {
     /// The trees of `subject`, of which the target has nothing yet.
     pub fn open(subject: &Subject) -> Result<Self, FilesError> {
@@ -204,10 +211,10 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// Goes on with `trees`, whose first round has been sent.
-    pub fn start(trees: Trees, link: Connection) -> Self {
+    /// Goes on with `trees`, whose `first` round has been sent.
+    pub fn start(trees: Trees, first: &FilesRound, link: Connection) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let (tell, calm) = watch::channel(false);
+        let (tell, calm) = watch::channel(first.is_little());
         let task = tokio::spawn(ahead(trees, link, stopped, tell));
         Self { stop, calm, task }
     }
@@ -245,9 +252,8 @@ async fn ahead(
     loop {
         let (returned, done) = trees.round(Pace::Live, &link).await?;
         trees = returned;
-        let little = done.took < LITTLE_TIME && done.wire < LITTLE;
         let shrinks = last.is_none_or(|last: ByteSize| done.wire.0 < last.0 / 5 * 4);
-        calm.send_replace(little || !shrinks);
+        calm.send_replace(done.is_little() || !shrinks);
         last = Some(done.wire);
         // Looking takes CPU time that is the container's, too.
         let pause = (done.took * 2).max(SHORTEST_PAUSE);

@@ -54,6 +54,8 @@ pub struct Order {
     pub target: String,
     /// What the user wants of the migration.
     pub goal: Goal,
+    /// Another name for the container on the target.
+    pub rename: Option<String>,
     /// What becomes of mounts that do not travel by themselves.
     pub binds: Vec<Choice>,
     /// Remove the source's container once it has moved, instead of keeping it
@@ -250,7 +252,10 @@ impl Run {
             }
             Err(error) => return Err(error.into()),
         };
-        peer.say(&ToTarget::Check(Box::new(subject.requirements(&source)?))).await?;
+        peer.say(&ToTarget::Check(Box::new(
+            subject.requirements(&source, self.order.rename.as_deref())?,
+        )))
+        .await?;
         let target = match peer.hear().await? {
             ToSource::Checked { findings: theirs, target, image } => {
                 findings.extend(theirs);
@@ -341,7 +346,7 @@ impl Run {
         }
         let request = StageRequest {
             ticket,
-            container: subject.inspection.to_json(),
+            container: subject.copy_of(self.order.rename.as_deref()).to_json(),
             keep_addresses: subject.keep_addresses,
             descriptors: subject.bundle.descriptors.clone(),
             memory: subject.memory()?,

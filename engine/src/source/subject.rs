@@ -11,6 +11,7 @@ use crate::track::Task;
 use blip_transport::page::SpaceId;
 use blip_transport::units::ByteSize;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Network drivers whose containers keep their addresses when they move: both
@@ -130,11 +131,23 @@ impl Subject {
         Ok(ByteSize(pids.into_iter().map(|pid| status_kib(pid, "VmRSS:") * 1024).sum()))
     }
 
+    /// What it is to be on the target, perhaps by another name.
+    pub fn copy_of(&self, rename: Option<&str>) -> Inspection {
+        match rename {
+            Some(name) => self.inspection.clone().renamed(name),
+            None => self.inspection.clone(),
+        }
+    }
+
     /// What the target must have.
-    pub fn requirements(&self, source: &HostFacts) -> Result<CheckRequest, CgroupError> {
+    pub fn requirements(
+        &self,
+        source: &HostFacts,
+        rename: Option<&str>,
+    ) -> Result<CheckRequest, CgroupError> {
         Ok(CheckRequest {
             source: source.clone(),
-            name: self.inspection.name.clone(),
+            name: self.copy_of(rename).name,
             image: self.inspection.image.clone(),
             image_name: self.inspection.image_name(),
             layers: self.layers.clone(),
@@ -242,6 +255,14 @@ fn process_findings(pid: i32) -> Vec<Finding> {
     let mut findings = Vec::new();
     let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let who = format!("process {} (pid {pid})", command.trim());
+    // Reading the resource limits of others' processes takes a capability that
+    // root lacks in some containers and virtual machines.
+    if !owned_by_root(pid) && !may_read_limits() {
+        findings.push(Finding::blocker(
+            format!("{who} is not root's, and blip lacks CAP_SYS_RESOURCE"),
+            "CRIU cannot read its resource limits: give blip the capability",
+        ));
+    }
     for (kind, what) in undumpable(&descriptors(pid)) {
         findings.push(Finding::blocker(
             format!("{who} has {what} open ({kind})"),
@@ -249,6 +270,18 @@ fn process_findings(pid: i32) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+fn owned_by_root(pid: i32) -> bool {
+    fs::metadata(format!("/proc/{pid}")).is_ok_and(|meta| meta.uid() == 0)
+}
+
+fn may_read_limits() -> bool {
+    const CAP_SYS_RESOURCE: u64 = 24;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_some_and(|set| set & (1 << CAP_SYS_RESOURCE) != 0)
 }
 
 fn descriptors(pid: i32) -> Vec<String> {
