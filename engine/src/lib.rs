@@ -16,6 +16,7 @@ pub mod experience;
 pub mod guard;
 pub mod handover;
 pub mod history;
+pub mod image;
 pub mod lazy;
 pub mod ledger;
 pub mod mounts;
