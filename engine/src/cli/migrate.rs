@@ -5,6 +5,7 @@ use crate::event::Events;
 use crate::handover::Outcome;
 use crate::plan::Goal;
 use crate::source::{MigrateError, Order, migrate};
+use crate::track::TrackerChoice;
 use clap::{Args, ValueEnum};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,6 +22,9 @@ pub(super) struct MigrateArgs {
     /// Rounds of copying ahead, at most
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: u32,
+    /// How to tell which memory changes between rounds
+    #[arg(long, value_enum, default_value_t = TrackerChoice::Auto)]
+    tracker: TrackerChoice,
     /// Remove the container here once it has moved (default: keep it, stopped
     /// and renamed NAME.moved-TICKET)
     #[arg(long)]
@@ -54,6 +58,7 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
         target: args.to,
         goal: Goal { max_rounds: args.max_rounds, ..Goal::default() },
         budget: BUDGET,
+        tracker: args.tracker,
         remove_source: args.remove_source,
         identity: places.identity,
         state: places.state,

@@ -22,7 +22,7 @@ use crate::plan::{Decision, Goal, Method, Planner, RoundFacts};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
 use crate::target::check;
 use crate::target::intake::LOG;
-use crate::track::{self, Stop};
+use crate::track::{self, Stop, TrackerChoice};
 use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Priority};
 use blip_transport::page::PageAt;
@@ -31,7 +31,7 @@ use files::{Layer, Log};
 use freeze::Ready;
 use hand::Handover;
 use peer::{Peer, PeerError};
-use pump::{Pump, RoundDone};
+use pump::{Pump, PumpError, RoundDone};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use subject::Subject;
@@ -48,6 +48,8 @@ pub struct Order {
     pub goal: Goal,
     /// Time that the last pages may add to the downtime.
     pub budget: Duration,
+    /// How to tell which memory changes between rounds.
+    pub tracker: TrackerChoice,
     /// Remove the source's container once it has moved, instead of keeping it
     /// stopped under another name.
     pub remove_source: bool,
@@ -200,6 +202,9 @@ impl Run {
         let source = check::facts(&self.docker).await?;
         let mut findings = check::equipment(&source, "source");
         findings.extend(subject.findings()?);
+        if let Err(error) = track::kind_for(self.order.tracker) {
+            findings.push(Finding::blocker(error.to_string(), "or leave the choice to blip"));
+        }
         let peer = Peer::connect(&self.order.target, &self.order.identity).await;
         let mut peer = match peer {
             Ok(peer) => peer,
@@ -251,7 +256,7 @@ impl Run {
 
     /// Copies rounds of pages, and the files once, while the container runs.
     async fn pre_copy(&self, subject: &Subject, peer: &mut Peer) -> Result<Copied, MigrateError> {
-        let (tracker, why) = track::best();
+        let (tracker, why) = track::choose(self.order.tracker).map_err(PumpError::from)?;
         self.decide(format!("track by {}", tracker.kind()), why.clone());
         let mut pump = Pump::new(tracker);
         let mut planner = Planner::new(self.order.budget, self.order.goal.max_rounds);

@@ -178,7 +178,7 @@ impl Pump {
         out: &Sink,
     ) -> Result<(RoundTally, Found), PumpError> {
         self.encoder.begin_round(round);
-        let scan = self.tracker.scan(tasks, stop)?;
+        let scan = self.tracker.scan_against(tasks, stop, &self.encoder)?;
         let found = Found::of(&scan);
         self.forget(&scan);
         for space in &scan.spaces {
