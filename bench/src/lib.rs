@@ -3,4 +3,7 @@
 pub mod demo;
 pub mod lab;
 pub mod probe;
+pub mod quantity;
+pub mod rig;
+pub mod run;
 pub mod workload;

@@ -55,6 +55,8 @@ pub struct Bundle {
     pub rootfs: PathBuf,
     /// What CRIU must treat as external, in its own notation.
     pub external: Vec<String>,
+    /// Where its bind mounts are in it: Docker's own, volumes and paths.
+    pub mounted: Vec<PathBuf>,
     /// Names of the container's stdio as `runc restore` wants them.
     pub descriptors: Vec<String>,
     /// Whether it has a terminal.
@@ -74,7 +76,8 @@ impl Bundle {
         let rootfs = config["root"]["path"]
             .as_str()
             .ok_or(BundleError::Malformed { path: file, what: "root.path" })?;
-        let mut external = external_mounts(&config, pid);
+        let mounted = bind_mounts(&config);
+        let mut external = external_mounts(&config, &mounted, pid);
         if !has_cgroup_namespace(&config) {
             external.extend(external_cgroups(pid)?);
         }
@@ -82,6 +85,7 @@ impl Bundle {
         Ok(Self {
             rootfs: path.join(rootfs),
             external,
+            mounted,
             descriptors: descriptors(id, pid),
             terminal: config["process"]["terminal"].as_bool().unwrap_or(false),
             path,
@@ -89,16 +93,23 @@ impl Bundle {
     }
 }
 
-/// Bind mounts come from the target's own Docker; masked files are bind mounts
-/// of /dev/null. (Masked directories are empty tmpfs mounts, which CRIU dumps.)
-fn external_mounts(config: &Value, pid: i32) -> Vec<String> {
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let binds = list(&config["mounts"]).into_iter().filter_map(|mount| {
+fn bind_mounts(config: &Value) -> Vec<PathBuf> {
+    let mounts = list(&config["mounts"]).into_iter().filter_map(|mount| {
         let bind = mount["type"] == "bind"
             || list(&mount["options"]).iter().any(|option| option == "bind" || option == "rbind");
-        let destination = mount["destination"].as_str()?;
-        bind.then(|| format!("mnt[{destination}]:{destination}"))
+        bind.then_some(mount["destination"].as_str()?.into())
     });
+    mounts.collect()
+}
+
+fn list(value: &Value) -> Vec<Value> {
+    value.as_array().cloned().unwrap_or_default()
+}
+
+/// Bind mounts come from the target's own Docker; masked files are bind mounts
+/// of /dev/null. (Masked directories are empty tmpfs mounts, which CRIU dumps.)
+fn external_mounts(config: &Value, mounted: &[PathBuf], pid: i32) -> Vec<String> {
+    let binds = mounted.iter().map(|at| format!("mnt[{0}]:{0}", at.display()));
     let masked = list(&config["linux"]["maskedPaths"]).into_iter().filter_map(|path| {
         let path = path.as_str()?;
         let inside = format!("/proc/{pid}/root{path}");

@@ -186,7 +186,12 @@ fn find(membership: &str, mountinfo: &str) -> Option<Freezer> {
 
 /// Where `path` of a hierarchy is visible: its mount point plus what of `path`
 /// lies below the mount's root.
-fn locate(mountinfo: &str, kind: &str, option: Option<&str>, path: &str) -> Option<PathBuf> {
+pub(crate) fn locate(
+    mountinfo: &str,
+    kind: &str,
+    option: Option<&str>,
+    path: &str,
+) -> Option<PathBuf> {
     mountinfo.lines().rev().find_map(|line| {
         let (left, right) = line.split_once(" - ")?;
         let mut right = right.split(' ');

@@ -26,6 +26,8 @@ pub enum Phase {
     Ship,
     /// The target recreates the processes.
     Restore,
+    /// All memory is put into them before they run: pre-copy and stop-and-copy.
+    Fill,
     /// Ticket, grant, and the target's word that it runs.
     Grant,
     /// The remaining pages move into the container.
@@ -36,8 +38,8 @@ pub enum Phase {
 
 impl Phase {
     /// The phases that make up the downtime.
-    pub const DOWNTIME: [Self; 5] =
-        [Self::Freeze, Self::Dump, Self::Ship, Self::Restore, Self::Grant];
+    pub const DOWNTIME: [Self; 6] =
+        [Self::Freeze, Self::Dump, Self::Ship, Self::Restore, Self::Fill, Self::Grant];
 
     /// The phase's name as it is printed and as JSON has it.
     pub fn name(self) -> &'static str {
@@ -49,6 +51,7 @@ impl Phase {
             Self::Dump => "dump",
             Self::Ship => "ship",
             Self::Restore => "restore",
+            Self::Fill => "fill",
             Self::Grant => "grant",
             Self::Drain => "drain",
             Self::Retire => "retire",
@@ -105,7 +108,8 @@ pub struct LazyReport {
     pub faults: u64,
     /// Of all pages, those that came out of the target's store.
     pub from_store: u64,
-    /// Those fetched from the frozen source.
+    /// Those that came from the frozen source after the restore had begun,
+    /// asked for or not.
     pub from_source: u64,
     /// Median time to serve a fault in µs: from reading the event to the end
     /// of the copy.
@@ -321,6 +325,11 @@ pub enum Event {
     Note {
         /// In words.
         text: String,
+    },
+    /// It ended before the container was frozen, which runs on as before.
+    CalledOff {
+        /// Why.
+        why: String,
     },
     /// The migration ended.
     Finished(Box<Report>),

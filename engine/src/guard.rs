@@ -7,6 +7,8 @@
 //!   userfaultfds open. Without them a missing page would read as zeros. If the
 //!   agent ends before the memory is complete, the guard kills the container
 //!   while every thread that misses a page still waits for it.
+//! * On the source, while the container is slowed down: if blip ends without a
+//!   word, the guard gives it its CPU time back.
 //!
 //! The guard knows its parent's end by the end of its standard input. Any line
 //! on it means: all is well, go.
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,34 @@ pub enum Charge {
         /// Its init on this host.
         init: i32,
     },
+    /// A container that has less CPU time than its user gave it.
+    Throttle {
+        /// What gives it back, in this order.
+        restore: Vec<Setting>,
+        /// The freezer that may stand at this moment, and whether it is of
+        /// cgroup v2.
+        thaw: Option<(PathBuf, bool)>,
+    },
+}
+
+/// What a control file is to contain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// The file.
+    pub file: PathBuf,
+    /// What to write into it.
+    pub value: String,
+}
+
+impl Setting {
+    /// Writes it. A cgroup that is gone needs nothing any more.
+    pub fn write(&self) -> io::Result<()> {
+        match std::fs::OpenOptions::new().write(true).truncate(true).open(&self.file) {
+            Ok(mut file) => file.write_all(self.value.as_bytes()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// A running guard, seen from the process it watches.
@@ -60,9 +90,14 @@ pub struct Guard {
 impl Guard {
     /// Starts a guard. It keeps `descriptors` open as long as it lives.
     pub fn start(charge: &Charge, descriptors: &[OwnedFd]) -> io::Result<Self> {
+        Self::start_as(Path::new("/proc/self/exe"), charge, descriptors)
+    }
+
+    /// Starts a guard from the program `blip`: for callers that are another.
+    pub fn start_as(blip: &Path, charge: &Charge, descriptors: &[OwnedFd]) -> io::Result<Self> {
         let charge = serde_json::to_string(charge).map_err(io::Error::from)?;
         let copies = inheritable(descriptors)?;
-        let mut child = Command::new("/proc/self/exe")
+        let mut child = Command::new(blip)
             .arg(SUBCOMMAND)
             .arg(charge)
             .stdin(Stdio::piped())
@@ -118,7 +153,17 @@ pub fn main(charge: &str) -> io::Result<()> {
             nix::sys::signal::kill(init, nix::sys::signal::Signal::SIGKILL)?;
             Ok(())
         }
+        Charge::Throttle { restore, thaw } => give_back(&restore, thaw),
     }
+}
+
+/// Does all of it, whatever fails; the first failure is the answer.
+fn give_back(restore: &[Setting], thaw: Option<(PathBuf, bool)>) -> io::Result<()> {
+    let thawed = thaw.map_or(Ok(()), |(path, unified)| {
+        let version = if unified { Version::V2 } else { Version::V1 };
+        Freezer { path, version }.thaw().map_err(io::Error::other)
+    });
+    restore.iter().map(Setting::write).fold(thawed, io::Result::and)
 }
 
 /// CRIU undoes its dump when its socket ends, and then ends itself.

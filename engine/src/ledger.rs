@@ -61,6 +61,28 @@ pub struct TargetRecord {
     pub step: TargetStep,
     /// Fingerprint of the source that may ask about it.
     pub source: String,
+    /// What was made for it besides the container.
+    #[serde(default)]
+    pub made: Made,
+}
+
+/// What a target made for a container before it came: gone again if it does
+/// not come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// Volumes, by name.
+    pub volumes: Vec<String>,
+    /// Directories and files, in the order they were made.
+    pub paths: Vec<PathBuf>,
+}
+
+/// A container that left this host and whose remains are still here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departed {
+    /// The handover by which it left.
+    pub ticket: Ticket,
+    /// Docker's ID of what is left of it.
+    pub container: String,
 }
 
 impl TargetRecord {
@@ -153,6 +175,7 @@ mod tests {
             container: None,
             step: TargetStep::Granted,
             source: "x".into(),
+            made: Made::default(),
         };
         ledger.save(record.ticket, &record).unwrap();
         assert_eq!(ledger.load(Ticket(7)).unwrap(), Some(record.clone()));
@@ -168,6 +191,7 @@ mod tests {
             container: None,
             step: TargetStep::Granted,
             source: "x".into(),
+            made: Made::default(),
         };
         assert_eq!(record.verdict(true), Verdict::Ran);
         assert_eq!(record.verdict(false), Verdict::Lost);

@@ -6,6 +6,7 @@
 
 use crate::event::LazyReport;
 use crate::handover::{Ticket, Verdict};
+use crate::mounts::Mount;
 use crate::network::Neighbour;
 use blip_transport::page::{PageAt, PageRun, SpaceId};
 use blip_transport::units::{ByteSize, Round};
@@ -68,6 +69,10 @@ pub struct CheckRequest {
     pub networks: Vec<String>,
     /// Memory it has now.
     pub memory: ByteSize,
+    /// What its writable layer takes on disk.
+    pub layer: ByteSize,
+    /// What is mounted into it.
+    pub mounts: Vec<Mount>,
 }
 
 /// What the target is asked to prepare.
@@ -83,6 +88,8 @@ pub struct StageRequest {
     pub descriptors: Vec<String>,
     /// Memory it has now.
     pub memory: ByteSize,
+    /// What is mounted into it.
+    pub mounts: Vec<Mount>,
 }
 
 /// Which pages of a task come lazily.
@@ -105,6 +112,11 @@ pub struct RestoreRequest {
     pub tasks: Vec<MissingPages>,
     /// How many images have been sent.
     pub images: u32,
+    /// All memory must be in the processes before the hold is told.
+    pub resident: bool,
+    /// The source sends the pages that the store lacks without being asked, in
+    /// one more round.
+    pub pushed: bool,
 }
 
 /// From source to target.
@@ -121,10 +133,10 @@ pub enum ToTarget {
         /// How many batches it had.
         batches: u32,
     },
-    /// The container's files of a round have been sent on one stream.
+    /// So many streams of files have been sent since the begin.
     FilesEnd {
-        /// The round.
-        round: Round,
+        /// How many.
+        streams: u32,
     },
     /// Whom the container's kernel knows on its segment.
     Neighbours(Vec<Neighbour>),
@@ -165,11 +177,13 @@ pub enum ToSource {
         /// Those that refer to content that is not here: send them whole.
         missing: Vec<PageAt>,
     },
-    /// All files of a round are in place.
+    /// The files of so many streams are in place.
     FilesApplied {
-        /// The round.
-        round: Round,
+        /// How many.
+        streams: u32,
     },
+    /// The processes are there; their memory is being put in before the hold.
+    Filling,
     /// The restore is complete; nothing has run.
     Held,
     /// The container runs here.

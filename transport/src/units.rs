@@ -73,6 +73,14 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// A tree of files that a migration carries: 0 is the container's own writable
+/// layer, the others are its mounts in the order both hosts agreed on.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct TreeId(pub u32);
+
 /// A rate in bytes per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(transparent)]

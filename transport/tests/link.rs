@@ -7,7 +7,7 @@ use blip_transport::link::quic::{
     dial, settings,
 };
 use blip_transport::link::{LinkError, LostWhy, UnreachableWhy};
-use blip_transport::units::{ByteSize, Round};
+use blip_transport::units::{ByteSize, Round, TreeId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -307,8 +307,11 @@ async fn a_blob_beyond_the_limit_is_refused_by_its_head() {
 #[tokio::test]
 async fn an_abandoned_bulk_stream_never_looks_complete() {
     let Pair { source, target, .. } = pair().await;
-    let mut sender =
-        source.connection.open_bulk(StreamKind::Files(Round(1)), Priority::BULK).await.unwrap();
+    let mut sender = source
+        .connection
+        .open_bulk(StreamKind::Files(TreeId(0), Round(1)), Priority::BULK)
+        .await
+        .unwrap();
     sender.send(Bytes::from_static(b"one")).await.unwrap();
     let mut receiver = target.connection.accept_bulk().await.unwrap();
     assert_eq!(receiver.recv().await.unwrap().unwrap(), "one");

@@ -23,6 +23,11 @@ enum Command {
     Lab(lab::LabCommand),
     /// Move a busy Redis between two Docker hosts and prove that nothing is lost
     Demo(blip_bench::demo::DemoCommand),
+    /// Measure: scenarios × methods × links, again and again, all verified
+    Run(blip_bench::run::RunCommand),
+    /// The memory writer, a workload that checks itself; runs in a container
+    #[command(hide = true)]
+    Writer(blip_bench::workload::writer::WriterCommand),
     /// The init of a lab's host
     #[command(hide = true, subcommand)]
     LabInit(lab::InitCommand),
@@ -36,6 +41,8 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Lab(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Run(command) => command.run(),
+        Command::Writer(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::LabInit(command) => command.run(),
     }
 }

@@ -13,11 +13,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::lab_stage::LabStage;
-use super::program;
 use super::render::{Palette, render_in, render_series};
 use super::report::{DemoReport, Series};
 use super::script::{self, Options, Step};
 use crate::lab::{CgroupMode, LabSpec, Suite};
+use crate::rig;
 
 /// Moves a busy Redis between two Docker hosts and proves that nothing is lost.
 #[derive(Debug, Args)]
@@ -26,7 +26,7 @@ pub struct DemoCommand {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// How much data Redis holds
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = crate::quantity::size)]
     memory: u64,
     /// Acknowledged writes a second
     #[arg(long, value_name = "N", default_value_t = 5_000)]
@@ -61,7 +61,7 @@ impl DemoCommand {
     /// # Errors
     /// When the demo itself could not be played.
     pub fn run(self) -> Result<ExitCode> {
-        let blip = program::blip(self.blip.as_deref())?;
+        let blip = rig::blip(self.blip.as_deref())?;
         let spec = LabSpec {
             name: self.name.clone(),
             suite: self.suite,
@@ -157,36 +157,9 @@ fn spoken(line: &str) -> Option<String> {
     }
 }
 
-/// Reads `256MiB`, `1 GiB`, `64M` or plain bytes.
-fn size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        _ => return Err(format!("`{unit}` is no unit: use KiB, MiB or GiB")),
-    };
-    let number: u64 = number.parse().map_err(|_| "a size is a whole number and a unit")?;
-    number.checked_mul(1 << shift).ok_or_else(|| "that is more than there is".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_binary() {
-        assert_eq!(size("256MiB"), Ok(256 << 20));
-        assert_eq!(size("1 GiB"), Ok(1 << 30));
-        assert_eq!(size("64m"), Ok(64 << 20));
-        assert_eq!(size("4096"), Ok(4096));
-        for wrong in ["", "MiB", "1.5GiB", "12 parsecs", "99999999999GiB"] {
-            assert!(size(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn events_are_told_in_words_and_rounds_are_left_to_the_table() {

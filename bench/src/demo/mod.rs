@@ -11,12 +11,11 @@
 mod command;
 mod lab_stage;
 pub mod machine;
-mod program;
 pub mod render;
 pub mod report;
 mod script;
 
+pub use crate::rig::blip_beside;
 pub use command::DemoCommand;
 pub use lab_stage::LabStage;
-pub use program::blip_beside;
 pub use script::{Options, Stage, Step, run, series};

@@ -57,12 +57,16 @@ pub struct RoundReport {
     pub unchanged: u64,
     /// Pages whose content the target had already.
     pub deduplicated: u64,
+    /// Dirty pages that were not read, to be sent later.
+    pub held_back: u64,
     /// Bytes of the dirty pages.
     pub bytes_raw: u64,
     /// Bytes that went over the link.
     pub bytes_wire: u64,
     /// Length in milliseconds.
     pub ms: f64,
+    /// The longest time a thread was stopped for tracking, in milliseconds.
+    pub stall_ms: f64,
 }
 
 /// One part of the downtime.
@@ -91,6 +95,41 @@ pub struct LazyReport {
     pub p99_us: u64,
     /// From resume to the last page in place, in milliseconds.
     pub drain_ms: f64,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GoalReport {
+    /// Longest downtime wanted, in milliseconds.
+    pub downtime_ms: Option<f64>,
+    /// When the container was to run on the target, in milliseconds after the
+    /// start.
+    pub deadline_ms: Option<f64>,
+    /// The method asked for.
+    pub method: String,
+}
+
+/// What blip expected when it froze the container.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Forecast {
+    /// The method.
+    pub method: String,
+    /// Rounds, the frozen one included.
+    pub rounds: u32,
+    /// Bytes over the link.
+    pub bytes: u64,
+    /// The whole command, in milliseconds.
+    pub total_ms: f64,
+    /// Downtime in milliseconds.
+    pub downtime_ms: f64,
+    /// Its parts, in milliseconds.
+    pub downtime: Vec<PhaseTime>,
+    /// From resume to the last page in place, in milliseconds.
+    pub brownout_ms: f64,
+    /// How sure it is, 0 to 1.
+    pub confidence: f64,
 }
 
 /// A version that is one, or one on each side (source, target).
@@ -159,6 +198,16 @@ pub struct MigrateReport {
     pub memory_bytes: u64,
     /// How memory came into the container.
     pub lazy: LazyReport,
+    /// What was asked for.
+    pub goal: GoalReport,
+    /// The method that was used in the end.
+    pub method: String,
+    /// What blip expected when it froze the container.
+    pub predicted: Option<Forecast>,
+    /// Whether the downtime met the target; `None` without a target.
+    pub met: Option<bool>,
+    /// The most CPU time that was taken from the container, in percent.
+    pub throttled_percent: u8,
     /// Which tracker was used, and why.
     pub tracker: String,
     /// What took part.

@@ -201,6 +201,14 @@ impl Host {
         run::last_lines(&log.unwrap_or_default(), 12)
     }
 
+    /// Gives Docker the images of an archive.
+    pub(super) fn load(&self, archive: &Path) -> Result<()> {
+        let images = fs::File::open(archive).on("opening", archive)?;
+        let mut load = self.command(&["docker", "load", "--quiet"]);
+        load.stdin(images);
+        run::run(&format!("loading images on host {}", self.name), &mut load).map(|_| ())
+    }
+
     fn wait_for_docker(&self, log: &Path) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while !answers(&self.docker_socket()) {
@@ -222,10 +230,7 @@ impl Host {
     /// Gives Docker the images and the network, and CRIU its first look at
     /// the kernel, which it remembers in `/run`.
     fn furnish(&self, plan: &Plan<'_>) -> Result<()> {
-        let images = fs::File::open(plan.images).on("opening", plan.images)?;
-        let mut load = self.command(&["docker", "load", "--quiet"]);
-        load.stdin(images);
-        run::run(&format!("loading the images on host {}", self.name), &mut load)?;
+        self.load(plan.images)?;
         let gateway = network::address(plan.slot, network::GATEWAY).to_string();
         let (subnet, range) = (network::subnet(plan.slot), network::container_range(plan.slot));
         self.run(&[

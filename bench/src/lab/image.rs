@@ -17,26 +17,36 @@ use std::path::{Path, PathBuf};
 pub(super) const RECIPE: u32 = 1;
 
 /// One image to make.
-struct Image {
-    name: &'static str,
+struct Image<'a> {
+    name: &'a str,
     /// Programs of the root, below `/usr/bin`.
-    programs: &'static [&'static str],
+    programs: &'a [&'a str],
+    /// A program of the machine.
+    guest: Option<&'a Path>,
     /// Whether Python's own library goes along.
     python: bool,
-    command: &'static [&'static str],
+    command: &'a [&'a str],
 }
 
-const IMAGES: [Image; 3] = [
-    Image { name: "blip/busybox:latest", programs: &[], python: false, command: &["sh"] },
+const IMAGES: [Image<'static>; 3] = [
+    Image {
+        name: "blip/busybox:latest",
+        programs: &[],
+        guest: None,
+        python: false,
+        command: &["sh"],
+    },
     Image {
         name: "blip/redis:latest",
         programs: &["redis-server", "redis-cli", "redis-benchmark"],
+        guest: None,
         python: false,
         command: &["redis-server", "--save", "", "--appendonly", "no", "--protected-mode", "no"],
     },
     Image {
         name: "blip/python:latest",
         programs: &["python3"],
+        guest: None,
         python: true,
         command: &["python3"],
     },
@@ -55,22 +65,39 @@ pub(super) fn ensure(home: &Path, progress: fn(&str)) -> Result<PathBuf> {
     progress("making the images");
     let work = home.join("images.building");
     let _ = fs::remove_dir_all(&work);
-    let out = work.join("archive");
-    folder(&out)?;
-    let mut manifest = Vec::new();
-    for image in &IMAGES {
-        manifest.push(make(image, &home.join("rootfs"), &work, &out)?);
-    }
-    write(&out.join("manifest.json"), &json!(manifest))?;
-    let whole = work.join("images.tar");
-    pack(&out, &whole)?;
+    let whole = archive_of(&IMAGES, &home.join("rootfs"), &work)?;
     fs::rename(&whole, &archive).on("keeping", &archive)?;
     fs::remove_dir_all(&work).on("removing", &work)?;
     Ok(archive)
 }
 
+/// Makes, below `work`, the archive of an image around a program of the
+/// machine, with those libraries of the root that it asks for by name: both
+/// are Debians, and the root is the newer one.
+pub(super) fn around(program: &Path, name: &str, home: &Path, work: &Path) -> Result<PathBuf> {
+    let _ = fs::remove_dir_all(work);
+    let file = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let command = [file.as_str()];
+    let image =
+        Image { name, programs: &[], guest: Some(program), python: false, command: &command };
+    archive_of(&[image], &home.join("rootfs"), work)
+}
+
+fn archive_of(images: &[Image<'_>], root: &Path, work: &Path) -> Result<PathBuf> {
+    let out = work.join("archive");
+    folder(&out)?;
+    let mut manifest = Vec::new();
+    for image in images {
+        manifest.push(make(image, root, work, &out)?);
+    }
+    write(&out.join("manifest.json"), &json!(manifest))?;
+    let whole = work.join("images.tar");
+    pack(&out, &whole)?;
+    Ok(whole)
+}
+
 /// Makes one image's layer and configuration; gives its line of the manifest.
-fn make(image: &Image, root: &Path, work: &Path, out: &Path) -> Result<serde_json::Value> {
+fn make(image: &Image<'_>, root: &Path, work: &Path, out: &Path) -> Result<serde_json::Value> {
     let files = work.join("files");
     let _ = fs::remove_dir_all(&files);
     lay_files(image, root, &files)?;
@@ -109,7 +136,7 @@ fn make(image: &Image, root: &Path, work: &Path, out: &Path) -> Result<serde_jso
 
 /// Gathers an image's files: busybox for everything ordinary, its programs
 /// with the libraries they load.
-fn lay_files(image: &Image, root: &Path, files: &Path) -> Result<()> {
+fn lay_files(image: &Image<'_>, root: &Path, files: &Path) -> Result<()> {
     for dir in ["bin", "data", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin"] {
         folder(&files.join(dir))?;
     }
@@ -133,11 +160,15 @@ fn lay_files(image: &Image, root: &Path, files: &Path) -> Result<()> {
     if image.python {
         objects.extend(lay_python(root, files)?);
     }
-    if objects.is_empty() {
-        return Ok(());
+    let mut listed = String::new();
+    if !objects.is_empty() {
+        listed += &libraries(chroot(root).arg("ldd").args(&objects))?;
     }
-    let listed = run::run("finding libraries", chroot(root).arg("ldd").args(&objects))?;
-    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    if let Some(guest) = image.guest {
+        let to = files.join("usr/bin").join(guest.file_name().unwrap_or_default());
+        fs::copy(guest, &to).on("copying", guest)?;
+        listed += &libraries(run::program("ldd").arg(guest))?;
+    }
     // Lines read `name => /path (address)`, `/loader (address)`, `/object:`.
     for library in listed.split_whitespace().filter(|w| w.starts_with('/') && !w.ends_with(':')) {
         let library = Path::new(library);
@@ -148,6 +179,12 @@ fn lay_files(image: &Image, root: &Path, files: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What `ldd` says.
+fn libraries(ldd: &mut std::process::Command) -> Result<String> {
+    let said = run::run("finding libraries", ldd)?;
+    Ok(String::from_utf8_lossy(&said.stdout).into_owned())
 }
 
 /// Copies Python's library, gives the native modules whose libraries it needs.

@@ -45,7 +45,7 @@ use blip_transport::units::Bandwidth;
 use paths::{Paths, valid_name};
 use state::State;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Result of everything in this module.
 pub type Result<T> = std::result::Result<T, LabError>;
@@ -216,6 +216,21 @@ impl Lab {
     /// What `lab status` tells of it.
     pub fn status(&self) -> Status {
         Status::from_state(&self.state)
+    }
+
+    /// Gives every host the image `name`, made of `program` (one of the
+    /// machine's own, found in the image by its name) and the libraries it
+    /// needs. Its ID is the same on every host.
+    ///
+    /// # Errors
+    /// If it cannot be made, or Docker does not take it.
+    pub fn add_image(&self, name: &str, program: &Path) -> Result<()> {
+        let work = Paths::new(&self.state.name).var.join("image.building");
+        let home = rootfs::home(self.state.suite);
+        let archive = image::around(program, name, &home, &work)?;
+        let loaded = self.hosts().iter().try_for_each(|host| host.load(&archive));
+        let _ = std::fs::remove_dir_all(&work);
+        loaded
     }
 
     /// Limits what flows to and from `host` to `rate` each way, by a token

@@ -69,9 +69,14 @@ fn folder_name(suite: Suite) -> String {
     format!("{suite}-{}", &hash[..12])
 }
 
-/// The folder with the suite's root (`rootfs/`) and images, built if need be.
+/// The folder with the suite's root (`rootfs/`) and images.
+pub(super) fn home(suite: Suite) -> PathBuf {
+    cache().join(folder_name(suite))
+}
+
+/// As [`home`], built if need be.
 pub(super) fn ensure(spec: &LabSpec) -> Result<PathBuf> {
-    let home = cache().join(folder_name(spec.suite));
+    let home = home(spec.suite);
     if home.join("rootfs").is_dir() {
         return Ok(home);
     }

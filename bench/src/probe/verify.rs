@@ -9,6 +9,8 @@ use super::place::{Place, within};
 use super::report::ProbeReport;
 use crate::workload::dataset::Digest;
 use crate::workload::redis::{Identity, Redis, RedisError};
+use crate::workload::writer::Checked;
+use crate::workload::writer::client::Writer;
 
 /// Everything a run must still have when it is over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,24 +63,7 @@ impl Verdict {
 
     /// Why not, one line each.
     pub fn objections(&self) -> Vec<String> {
-        let mut all = Vec::new();
-        let writes = &self.writes;
-        if writes.acked == 0 {
-            all.push("no write was acknowledged, so nothing is proved".to_owned());
-        }
-        if writes.missing > 0 {
-            let of = writes.acked;
-            all.push(format!("{} of {of} acknowledged writes are missing", writes.missing));
-        }
-        if writes.surplus > 0 {
-            all.push(format!("counters are {} ahead of all writes sent", writes.surplus));
-        }
-        if self.faults > 0 {
-            all.push(format!(
-                "{} answers during the run showed lost or repeated writes",
-                self.faults
-            ));
-        }
+        let mut all = account(&self.writes, self.faults, self.same_process);
         if self.before != self.after {
             all.push(format!(
                 "the dataset changed: {} keys before, {} after, digest differs",
@@ -88,11 +73,63 @@ impl Verdict {
         if self.server_agrees == Some(false) {
             all.push("the server's own digest of the dataset differs".to_owned());
         }
-        if !self.same_process {
-            all.push("another server process answers: it was restarted, not moved".to_owned());
+        all
+    }
+}
+
+/// What a memory writer held after the run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriterVerdict {
+    /// Acknowledged writes against the counters.
+    pub writes: Settlement,
+    /// Wrong answers during the run (lost or repeated writes).
+    pub faults: u64,
+    /// What the writer found in all its memory.
+    pub checked: Checked,
+    /// Whether the same process answers: it moved and was not restarted.
+    pub same_process: bool,
+}
+
+impl WriterVerdict {
+    /// Why it is not verified, one line each; none if it is.
+    pub fn objections(&self) -> Vec<String> {
+        let mut all = account(&self.writes, self.faults, self.same_process);
+        let Checked { pages, bad, first, faults } = &self.checked;
+        if *pages == 0 {
+            all.push("the writer checked no page".to_owned());
+        }
+        if *bad > 0 {
+            let named: Vec<_> =
+                first.iter().map(|b| format!("page {} is {:?}", b.page, b.damage)).collect();
+            all.push(format!("{bad} of {pages} pages are wrong: {}", named.join(", ")));
+        }
+        if *faults > 0 {
+            all.push(format!("the writer met {faults} wrong pages while it wrote"));
         }
         all
     }
+}
+
+/// What every workload must answer for: the writes it acknowledged.
+fn account(writes: &Settlement, faults: u64, same_process: bool) -> Vec<String> {
+    let mut all = Vec::new();
+    if writes.acked == 0 {
+        all.push("no write was acknowledged, so nothing is proved".to_owned());
+    }
+    if writes.missing > 0 {
+        let of = writes.acked;
+        all.push(format!("{} of {of} acknowledged writes are missing", writes.missing));
+    }
+    if writes.surplus > 0 {
+        all.push(format!("counters are {} ahead of all writes sent", writes.surplus));
+    }
+    if faults > 0 {
+        all.push(format!("{faults} answers during the run showed lost or repeated writes"));
+    }
+    if !same_process {
+        all.push("another server process answers: it was restarted, not moved".to_owned());
+    }
+    all
 }
 
 /// Why the proof could not be made; not to be taken for a failed proof.
@@ -130,6 +167,30 @@ impl ProbeReport {
             after: now.digest,
             server_agrees: both.map(|(before, after)| *before == after),
             same_process: expected.identity == now.identity,
+        })
+    }
+
+    /// As [`ProbeReport::verify`], of a memory writer, which looks at all its
+    /// memory for this.
+    ///
+    /// # Errors
+    /// [`VerifyError`] when it cannot be asked.
+    pub fn verify_writer(
+        &self,
+        place: &dyn Place,
+        addr: SocketAddr,
+        before: &Identity,
+    ) -> Result<WriterVerdict, VerifyError> {
+        let keys = self.spec.keys();
+        let (values, checked, identity) = within(place, "verify", move || {
+            let writer = Writer::at(addr);
+            Ok::<_, RedisError>((writer.counters(&keys)?, writer.check()?, writer.identity()?))
+        })??;
+        Ok(WriterVerdict {
+            writes: self.ledger.settle(&values),
+            faults: self.fault_count,
+            checked,
+            same_process: *before == identity,
         })
     }
 }

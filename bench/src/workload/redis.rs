@@ -12,6 +12,26 @@ use serde::{Deserialize, Serialize};
 
 use super::dataset::{Dataset, Digest, Digester, KEY_PREFIX};
 
+/// The lab's image of it.
+pub const IMAGE: &str = "blip/redis:latest";
+
+/// Where it listens.
+pub const PORT: u16 = 6379;
+
+/// What a container of it runs: nothing is saved, everyone may ask, also for
+/// digests.
+pub const COMMAND: [&str; 9] = [
+    "redis-server",
+    "--save",
+    "",
+    "--appendonly",
+    "no",
+    "--protected-mode",
+    "no",
+    "--enable-debug-command",
+    "yes",
+];
+
 /// Bytes of data written, or read back, per round trip.
 const BATCH: usize = 1 << 20;
 

@@ -160,8 +160,15 @@ impl Hosts {
 
     /// Starts `blip migrate --json` of a container to the target.
     pub(crate) fn start_migration(&self, name: &str) -> Migration {
+        self.start_migration_with(name, "")
+    }
+
+    /// The same with more flags.
+    pub(crate) fn start_migration_with(&self, name: &str, flags: &str) -> Migration {
         let to = self.b().address().to_string();
-        let mut command = self.a().command(&[BLIP, "migrate", name, "--to", &to, "--json"]);
+        let mut words = vec![BLIP, "migrate", name, "--to", &to, "--json"];
+        words.extend(flags.split_whitespace());
+        let mut command = self.a().command(&words);
         let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("blip migrate");
         let out = BufReader::new(child.stdout.take().expect("stdout"));
@@ -172,7 +179,12 @@ impl Hosts {
 
     /// Moves a container, which must work, and gives the report.
     pub(crate) fn migrate(&self, name: &str) -> Value {
-        let (code, lines, err) = self.start_migration(name).end();
+        self.migrate_with(name, "")
+    }
+
+    /// The same with more flags.
+    pub(crate) fn migrate_with(&self, name: &str, flags: &str) -> Value {
+        let (code, lines, err) = self.start_migration_with(name, flags).end();
         assert_eq!(code, Some(0), "{err}\n{}", lines.join("\n"));
         let report: Value = serde_json::from_str(lines.last().expect("a report")).expect("JSON");
         assert_eq!(report["event"], "finished");

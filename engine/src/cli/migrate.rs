@@ -1,14 +1,14 @@
 //! `blip migrate`.
 
+use super::goal::GoalArgs;
 use super::{Places, exit, show};
 use crate::event::Events;
 use crate::handover::Outcome;
-use crate::plan::Goal;
+use crate::source::volumes::Choice;
 use crate::source::{MigrateError, Order, migrate};
 use crate::track::TrackerChoice;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use std::process::ExitCode;
-use std::time::Duration;
 use tokio::sync::watch;
 
 /// What to move, where to, and how.
@@ -19,54 +19,53 @@ pub(super) struct MigrateArgs {
     /// The target, where `blip agent` runs
     #[arg(long, value_name = "HOST[:PORT]")]
     to: String,
-    /// Rounds of copying ahead, at most
-    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
-    max_rounds: u32,
     /// How to tell which memory changes between rounds
     #[arg(long, value_enum, default_value_t = TrackerChoice::Auto)]
     tracker: TrackerChoice,
+    /// What becomes of a bind mount, or of a volume of a foreign driver:
+    /// copy its files, know that both hosts see the same ones, or let the
+    /// target have its own; PATH is where it is in the container
+    #[arg(long = "bind", value_name = "copy|shared|exclude=PATH")]
+    binds: Vec<Choice>,
     /// Remove the container here once it has moved (default: keep it, stopped
     /// and renamed NAME.moved-TICKET)
     #[arg(long)]
     remove_source: bool,
-    /// Print events as JSON, one object a line, the report last
+    /// Print events as JSON, one object a line, the report last; `blip help
+    /// events` describes them
     #[arg(long)]
     json: bool,
     /// How to show what happens
-    #[arg(long, value_enum, default_value_t = Progress::Auto)]
-    progress: Progress,
+    #[arg(long, value_enum, default_value_t)]
+    progress: show::Progress,
+    #[command(flatten)]
+    goal: GoalArgs,
 }
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Progress {
-    /// Plain lines, unless --json is given
-    Auto,
-    /// One line per event
-    Plain,
-    /// Only the report
-    None,
-}
-
-/// Time that the last pages may add to the downtime.
-const BUDGET: Duration = Duration::from_millis(4);
 
 pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<ExitCode> {
+    let goal = match args.goal.goal() {
+        Ok(goal) => goal,
+        Err(contradiction) => {
+            eprintln!("blip: {contradiction}");
+            return Ok(ExitCode::from(exit::USAGE));
+        }
+    };
     let (stop, interrupt) = watch::channel(false);
     tokio::spawn(listen_for_interrupts(stop));
     let order = Order {
         container: args.container,
         target: args.to,
-        goal: Goal { max_rounds: args.max_rounds, ..Goal::default() },
-        budget: BUDGET,
+        goal,
         tracker: args.tracker,
+        binds: args.binds,
         remove_source: args.remove_source,
         identity: places.identity,
         state: places.state,
         interrupt,
     };
     let (events, listener) = Events::channel();
-    let lines = args.progress == Progress::Plain || args.progress == Progress::Auto && !args.json;
-    let shown = tokio::spawn(show::show(listener, args.json, lines));
+    let style = show::Style::new(args.json, args.progress, order.goal.downtime);
+    let shown = tokio::spawn(show::show(listener, style));
     let result = migrate(order, events).await;
     shown.await?;
     match result {
@@ -103,7 +102,7 @@ async fn listen_for_interrupts(stop: watch::Sender<bool>) {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
     }
-    eprintln!("blip: stopping: the container stays here, unless the target owns it already");
+    show::say("stopping: the container stays here, unless the target owns it already");
     let _ = stop.send(true);
     // Kept until the end: a dropped sender would read as another interrupt.
     std::future::pending::<()>().await;

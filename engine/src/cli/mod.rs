@@ -1,10 +1,12 @@
 //! The command line: what a user types, and what a user reads.
 
 mod agent;
+mod goal;
 mod migrate;
 mod pair;
 mod show;
 mod status;
+mod values;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -16,6 +18,8 @@ pub mod exit {
     pub const DONE: u8 = 0;
     /// It failed; the container runs where it ran.
     pub const KEPT: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
     /// Something is in the way; nothing was touched.
     pub const BLOCKED: u8 = 3;
     /// The container is frozen here until `blip resolve`.
@@ -68,6 +72,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Ask the target what became of a handover in doubt, and act on it
     Resolve(status::ResolveArgs),
+    /// Describe what `blip migrate --json` prints
+    #[command(after_long_help = show::guide::EVENTS)]
+    Events,
     /// Stand in for runc (called by Docker)
     #[command(hide = true)]
     Runtime,
@@ -78,7 +85,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("BLIP_LOG")
         .unwrap_or_else(|_| "warn,blip_engine=info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| show::Stderr).init();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error.into()),
@@ -94,6 +101,10 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check => status::check().await,
         Command::Status(args) => status::status(&args, &cli.places),
         Command::Resolve(args) => status::resolve(&args, &cli.places).await,
+        Command::Events => {
+            println!("{}", show::guide::EVENTS);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Runtime => Ok(ExitCode::FAILURE),
     }
 }

@@ -1,7 +1,10 @@
 //! The same container again: what of an inspection goes into its copy.
 
 use super::{DockerError, Inspection, never_restart};
-use bollard::models::{ContainerCreateBody, EndpointSettings, HostConfig, NetworkingConfig};
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, EndpointSettings, HostConfig, MountPoint,
+    NetworkingConfig,
+};
 
 /// The runtime under which blip is known to Docker.
 pub(super) const RUNTIME: &str = "blip";
@@ -31,6 +34,13 @@ impl Copy {
         host.runtime = Some(RUNTIME.to_owned());
         host.restart_policy = Some(never_restart());
         host.auto_remove = Some(false);
+        // The others' container is not there, their volumes are.
+        let foreign = host.volumes_from.take().unwrap_or_default();
+        if !foreign.is_empty() {
+            let mounts = original.all.mounts.iter().flatten();
+            let borrowed = mounts.filter(|mount| is_borrowed(&original.all, mount)).map(bind);
+            host.binds.get_or_insert_default().extend(borrowed);
+        }
         // Daemon-made defaults that another daemon may refuse to be told.
         host.container_id_file = None;
         body.host_config = Some(host);
@@ -40,6 +50,32 @@ impl Copy {
             Some(NetworkingConfig { endpoints_config: Some(endpoints.collect()) });
         Ok(Self { name: original.name.clone(), body })
     }
+}
+
+/// Whether a container was given something of a name of its own to mount at
+/// `destination`, rather than only the place.
+pub fn is_bound(all: &ContainerInspectResponse, destination: &str) -> bool {
+    let Some(host) = &all.host_config else { return false };
+    let binds = host.binds.as_deref().unwrap_or_default();
+    let mounts = host.mounts.as_deref().unwrap_or_default();
+    // NAME:DESTINATION[:OPTIONS]; a bare DESTINATION names nothing.
+    binds.iter().any(|bind| bind.split(':').nth(1) == Some(destination))
+        || mounts.iter().any(|mount| mount.target.as_deref() == Some(destination))
+}
+
+/// Whether a mount is another container's (`--volumes-from`).
+fn is_borrowed(all: &ContainerInspectResponse, mount: &MountPoint) -> bool {
+    let destination = mount.destination.as_deref().unwrap_or_default();
+    let places = all.config.as_ref().and_then(|config| config.volumes.as_deref());
+    let declared = places.unwrap_or_default().iter().any(|place| place == destination);
+    !declared && !is_bound(all, destination)
+}
+
+fn bind(mount: &MountPoint) -> String {
+    let from = mount.name.as_deref().filter(|name| !name.is_empty()).or(mount.source.as_deref());
+    let mode = if mount.rw == Some(false) { ":ro" } else { "" };
+    let destination = mount.destination.as_deref().unwrap_or_default();
+    format!("{}:{destination}{mode}", from.unwrap_or_default())
 }
 
 fn endpoint(original: &Inspection, at: &EndpointSettings, keep: bool) -> EndpointSettings {

@@ -3,9 +3,11 @@
 
 mod create;
 mod daemon;
+mod volume;
 
-pub use create::Copy;
+pub use create::{Copy, is_bound};
 pub use daemon::{DaemonError, register_runtime};
+pub use volume::VolumeUser;
 
 use bollard::errors::Error;
 use bollard::models::{
@@ -184,6 +186,16 @@ impl Docker {
     /// Removes a container, dead or alive; fine if it is gone already.
     pub async fn remove(&self, id: &str) -> Result<(), DockerError> {
         let options = query::RemoveContainerOptionsBuilder::default().force(true).build();
+        match self.api.remove_container(id, Some(options)).await {
+            Err(e) if !is_missing(&e) => Err(request(format!("remove {id}"))(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a container that never ran, with the volumes Docker made for it
+    /// alone.
+    pub async fn discard(&self, id: &str) -> Result<(), DockerError> {
+        let options = query::RemoveContainerOptionsBuilder::default().force(true).v(true).build();
         match self.api.remove_container(id, Some(options)).await {
             Err(e) if !is_missing(&e) => Err(request(format!("remove {id}"))(e)),
             _ => Ok(()),

@@ -133,7 +133,7 @@ impl Book {
             Standing::Requested
         } else if self.source_lost.is_some() {
             Standing::Decided
-        } else if self.requested.len() < self.options.requests {
+        } else if !self.options.wait_for_push && self.requested.len() < self.options.requests {
             Standing::MayRequest
         } else {
             Standing::Full

@@ -149,6 +149,9 @@ pub struct LazyOptions {
     pub fault_around: PageCount,
     /// How many pages may be asked for in the background at a time.
     pub requests: usize,
+    /// Ask for nothing in the background before
+    /// [`LazyHandle::ask_for_all`]: the source host sends it unasked.
+    pub wait_for_push: bool,
     /// Fill before the restore has finished.
     pub early: bool,
     /// What to fill first, such as the pages dirtied last.
@@ -162,6 +165,7 @@ impl Default for LazyOptions {
             chunk_under_faults: PageCount(16),
             fault_around: PageCount(16),
             requests: 256,
+            wait_for_push: false,
             early: true,
             hot: Vec::new(),
         }

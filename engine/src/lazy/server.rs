@@ -133,6 +133,12 @@ impl LazyHandle {
         lock(&self.stats).clone()
     }
 
+    /// The source host has sent all it sends unasked: what is still missing is
+    /// asked for from now on.
+    pub fn ask_for_all(&self) {
+        self.mailbox.post(Mail::AskForAll);
+    }
+
     /// Fills these pages of a task (by their address now) before all others
     /// that nobody waits for.
     pub fn fill_first(&self, space: SpaceId, runs: Vec<PageRun>) {
@@ -160,6 +166,7 @@ pub(super) enum Mail {
     Stored(SpaceId, PageRun),
     SourceLost(String),
     First(SpaceId, Vec<PageRun>),
+    AskForAll,
     Abort,
 }
 

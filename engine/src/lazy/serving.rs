@@ -286,6 +286,7 @@ impl Serving {
         for letter in self.mailbox.empty() {
             match letter {
                 Mail::Abort => self.aborted = true,
+                Mail::AskForAll => self.book.options.wait_for_push = false,
                 Mail::Answer(at, answer) => {
                     self.book.answered(at, answer);
                     let run = PageRun { start: at.index, count: one() };
@@ -295,7 +296,11 @@ impl Serving {
                         self.book.forget(at);
                     }
                 }
-                Mail::Stored(space, run) => self.try_again(space, run),
+                Mail::Stored(space, run) => {
+                    for member in self.spaces.values_mut().filter(|s| s.origin == space) {
+                        member.stored(run.pages());
+                    }
+                }
                 Mail::SourceLost(why) => {
                     for at in self.book.source_lost(why) {
                         self.try_again(at.space, PageRun { start: at.index, count: one() });

@@ -120,6 +120,21 @@ impl Space {
         self.retry.extend(places);
     }
 
+    /// The store has got the pages dumped at `origins`: those that a thread
+    /// waits for are tried at once, the others when their turn comes.
+    pub(super) fn stored(&mut self, origins: impl Iterator<Item = PageIndex>) {
+        for index in origins {
+            let Some(place) = self.owed.place_of(index.0) else { continue };
+            if self.faults.contains_key(&place) {
+                self.retry.insert(place);
+            } else if let Some(last) = self.soon.back_mut().filter(|last| last.1 == place) {
+                last.1 = place + 1;
+            } else {
+                self.soon.push_back((place, place + 1));
+            }
+        }
+    }
+
     /// Reads what the kernel reports and answers it. Faults come last: the
     /// kernel hands them over before changes of the address space that
     /// preceded them. Answers the children forked, and how many messages.

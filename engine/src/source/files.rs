@@ -1,15 +1,36 @@
-//! The container's writable layer, on its way out.
+//! The container's files, on their way out: its writable layer and whatever
+//! of its mounts is copied, each as a tree of its own.
 
+use super::subject::Subject;
+use crate::mounts::Origin;
 use crate::target::stage::docker_own;
-use blip_transport::files::{Manifest, Marks, Pace, RoundTotals, ScanError, Scanner, Tree};
+use blip_transport::files::{
+    Exclude, Manifest, Marks, Pace, RoundTotals, ScanError, Scanner, Tree,
+};
 use blip_transport::link::LinkError;
 use blip_transport::link::quic::{Connection, Priority, StreamKind};
-use blip_transport::units::Round;
+use blip_transport::units::{ByteSize, Round, TreeId};
 use bytes::Bytes;
+use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use tokio::sync::mpsc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+/// The container's writable layer.
+pub const LAYER: TreeId = TreeId(0);
+
+/// A round that is shorter than this leaves little for the freeze.
+const LITTLE_TIME: Duration = Duration::from_millis(250);
+/// And so does one that sends less than this.
+const LITTLE: ByteSize = ByteSize(1 << 20);
+/// Between two rounds ahead.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// What went wrong with the files.
 #[derive(Debug, thiserror::Error)]
@@ -58,26 +79,105 @@ impl Log {
     }
 }
 
-/// A writable layer and what the target has of it.
-pub struct Layer {
-    scanner: Scanner,
-    known: Manifest,
+/// All files that travel with a container, and what the target has of them.
+pub struct Trees {
+    all: Vec<Outgoing>,
+    /// Streams sent so far.
+    streams: u32,
 }
 
-impl Layer {
-    /// The layer in `upper`.
-    pub fn open(upper: &Path) -> Result<Self, FilesError> {
-        let scanner = Scanner::open(upper, Tree::Upper(Marks::Trusted), docker_own(&[]))?;
-        Ok(Self { scanner, known: Manifest::empty() })
+/// One tree and what the target has of it.
+struct Outgoing {
+    id: TreeId,
+    scanner: Scanner,
+    known: Manifest,
+    next: Round,
+}
+
+/// What a round of all trees came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FilesRound {
+    /// Entries looked at.
+    pub scanned: u64,
+    /// Entries that changed or went.
+    pub changed: u64,
+    /// Bytes read to find out.
+    pub read: ByteSize,
+    /// Bytes sent, after compression.
+    pub wire: ByteSize,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Trees {
+    /// The trees of `subject`, of which the target has nothing yet.
+    pub fn open(subject: &Subject) -> Result<Self, FilesError> {
+        let mut all = Vec::new();
+        let mut add = |id, scanner| {
+            all.push(Outgoing { id, scanner, known: Manifest::empty(), next: Round(0) });
+        };
+        if let Some(upper) = &subject.upper {
+            let exclude = docker_own(&subject.bundle.mounted);
+            add(LAYER, Scanner::open(upper, Tree::Upper(Marks::Trusted), exclude)?);
+        }
+        for planned in &subject.plan.mounts {
+            let Some(id) = planned.mount.tree else { continue };
+            add(id, scanner(&planned.mount.origin, &planned.path)?);
+        }
+        Ok(Self { all, streams: 0 })
     }
 
-    /// Sends what changed since the last round.
+    /// How many streams the target has been sent in all rounds.
+    pub fn streams(&self) -> u32 {
+        self.streams
+    }
+
+    /// Sends what changed since the last round. Trees go one after the other
+    /// while the container runs, and all at once when it stands still.
     pub async fn round(
+        self,
+        pace: Pace,
+        link: &Connection,
+    ) -> Result<(Self, FilesRound), FilesError> {
+        let begun = Instant::now();
+        let streams = self.streams + self.all.len() as u32;
+        let rounds = self.all.into_iter().map(|tree| tree.round(pace, link));
+        let rounds = match pace {
+            Pace::Live => stream::iter(rounds).buffered(1).try_collect::<Vec<_>>().await?,
+            Pace::Frozen => try_join_all(rounds).await?,
+        };
+        let mut sum = FilesRound::default();
+        let mut all = Vec::new();
+        for (tree, totals) in rounds {
+            sum.scanned += totals.scanned;
+            sum.changed += totals.changed + totals.removed;
+            sum.read += ByteSize(totals.read_bytes);
+            sum.wire += ByteSize(totals.frame_bytes);
+            all.push(tree);
+        }
+        sum.took = begun.elapsed();
+        tracing::debug!(?pace, ?sum, "files");
+        Ok((Self { all, streams }, sum))
+    }
+}
+
+fn scanner(origin: &Origin, path: &Path) -> Result<Scanner, ScanError> {
+    let (Origin::Path { directory: false, .. }, Some(parent), Some(name)) =
+        (origin, path.parent(), path.file_name())
+    else {
+        return Scanner::open(path, Tree::Plain, Exclude::default());
+    };
+    Scanner::open_entry(parent, name.as_encoded_bytes())
+}
+
+impl Outgoing {
+    async fn round(
         mut self,
-        round: Round,
         pace: Pace,
         link: &Connection,
     ) -> Result<(Self, RoundTotals), FilesError> {
+        let kind = StreamKind::Files(self.id, self.next);
+        self.next = self.next.next();
         let (frames, mut out) = mpsc::channel::<Bytes>(4);
         let scanning = tokio::task::spawn_blocking(move || {
             let mut sink = |frame: Bytes| frames.blocking_send(frame).map_err(io::Error::other);
@@ -87,12 +187,70 @@ impl Layer {
                 (self, sent.totals)
             })
         });
-        let mut stream = link.open_bulk(StreamKind::Files(round), Priority::AHEAD).await?;
+        let mut stream = link.open_bulk(kind, Priority::AHEAD).await?;
         while let Some(frame) = out.recv().await {
             stream.send(frame).await?;
         }
         let done = scanning.await??;
         stream.finish();
         Ok(done)
+    }
+}
+
+/// Rounds of files that go on beside the rounds of memory, until somebody wants
+/// to freeze the container.
+pub struct Ahead {
+    stop: watch::Sender<bool>,
+    calm: Arc<AtomicBool>,
+    task: JoinHandle<Result<Trees, FilesError>>,
+}
+
+impl Ahead {
+    /// Goes on with `trees`, whose first round has been sent.
+    pub fn start(trees: Trees, link: Connection) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let calm = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(ahead(trees, link, stopped, calm.clone()));
+        Self { stop, calm, task }
+    }
+
+    /// Whether what is left is little, or does not become less.
+    pub fn calm(&self) -> bool {
+        self.calm.load(Ordering::Relaxed) || self.task.is_finished()
+    }
+
+    /// Ends with the round that is under way.
+    pub async fn finish(mut self) -> Result<Trees, FilesError> {
+        let _ = self.stop.send(true);
+        (&mut self.task).await?
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn ahead(
+    mut trees: Trees,
+    link: Connection,
+    mut stopped: watch::Receiver<bool>,
+    calm: Arc<AtomicBool>,
+) -> Result<Trees, FilesError> {
+    let mut last = None;
+    loop {
+        let (returned, done) = trees.round(Pace::Live, &link).await?;
+        trees = returned;
+        let little = done.took < LITTLE_TIME && done.wire < LITTLE;
+        let shrinks = last.is_none_or(|last: ByteSize| done.wire.0 < last.0 / 5 * 4);
+        calm.store(little || !shrinks, Ordering::Relaxed);
+        last = Some(done.wire);
+        // Looking takes CPU time that is the container's, too.
+        let pause = (done.took * 2).max(SHORTEST_PAUSE);
+        if let Ok(stop) = tokio::time::timeout(pause, stopped.wait_for(|stop| *stop)).await {
+            drop(stop);
+            return Ok(trees);
+        }
     }
 }

@@ -2,11 +2,12 @@
 //! [`Source`] says, and times the downtime's phases.
 
 use super::freeze::{Frozen, Ready, Still};
+use super::gauge::Gauge;
 use super::peer::Peer;
-use super::pump::Pump;
+use super::pump::{self, Pump, PumpError, RoundDone, Take};
 use super::resolve;
 use super::subject::Subject;
-use super::{Copied, Ended, MigrateError, Run};
+use super::{Copied, Ended, Manner, MigrateError, Run};
 use crate::docker::never_restart;
 use crate::event::{Event, LazyReport, Phase, PhaseTime, millis};
 use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdict};
@@ -15,15 +16,18 @@ use crate::ledger::{Ledger, SourceRecord};
 use crate::protocol::{MissingPages, PageRequest, RestoreRequest, ToSource, ToTarget};
 use crate::target::intake::{INVENTORY, LOG};
 use crate::target::pages::tag;
-use crate::track::Stop;
+use crate::throttle::Throttle;
 use crate::track::runs::Runs;
+use crate::track::{Stop, Task};
 use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Connection, Priority};
+use blip_transport::page::PageAt;
 use blip_transport::units::{ByteSize, PAGE_SIZE, Round};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::task::{JoinError, JoinHandle};
 
 /// How long blip goes on asking a target it has lost after the grant, before it
 /// leaves the matter to `blip resolve`.
@@ -45,6 +49,10 @@ pub struct Handover<'a> {
     /// Rounds the target has not confirmed yet.
     unconfirmed: u32,
     held: bool,
+    /// Sends what was left behind, once the container runs.
+    pushing: Option<JoinHandle<Result<(Pump, RoundDone), PumpError>>>,
+    /// The round it is sent in.
+    pushed: Option<Round>,
     clock: Clock,
     lazy: LazyReport,
     memory: ByteSize,
@@ -54,6 +62,8 @@ pub struct Handover<'a> {
 struct Clock {
     last: Instant,
     parts: Vec<PhaseTime>,
+    /// The memory is being put into the restored processes.
+    filling: bool,
 }
 
 impl Clock {
@@ -85,7 +95,9 @@ impl<'a> Handover<'a> {
             frozen: None,
             unconfirmed: 0,
             held: false,
-            clock: Clock { last: Instant::now(), parts: Vec::new() },
+            pushing: None,
+            pushed: None,
+            clock: Clock { last: Instant::now(), parts: Vec::new(), filling: false },
             lazy: LazyReport::default(),
             memory: ByteSize(0),
         }
@@ -97,6 +109,12 @@ impl<'a> Handover<'a> {
             ready.cancel().await;
             return Err(error);
         }
+        // A duty cycle would thaw what is about to be frozen.
+        if let Some(Err(error)) = self.copied.throttle.as_mut().map(Throttle::before_freeze) {
+            ready.cancel().await;
+            self.forget_ticket();
+            return Err(error.into());
+        }
         self.clock.last = Instant::now();
         self.run.events.send(Event::Begin { phase: Phase::Freeze });
         let still = match ready.freeze().await {
@@ -106,6 +124,7 @@ impl<'a> Handover<'a> {
                 return Err(error.into());
             }
         };
+        self.give_back_the_cpu();
         self.clock.end(self.run, Phase::Freeze);
         self.on(SourceEvent::Frozen).await;
         if let Err(error) = self.ship(still).await {
@@ -122,30 +141,47 @@ impl<'a> Handover<'a> {
         self.finish().await
     }
 
+    /// Frozen it writes nothing, and CRIU must not take the low limit for the
+    /// container's own.
+    fn give_back_the_cpu(&mut self) {
+        if let Some(mut throttle) = self.copied.throttle.take() {
+            match throttle.lift() {
+                Ok(()) if self.copied.throttled > 0 => {
+                    self.run.events.send(Event::Throttle { percent: 0 });
+                }
+                Ok(()) => {}
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+    }
+
     /// Dumps and sends everything the target needs, and orders the restore.
     async fn ship(&mut self, still: Still) -> Result<(), MigrateError> {
         let tasks = self.subject.tasks()?;
         let round = self.next_round();
-        let layer = self.copied.layer.take();
+        let trees = self.copied.trees.take();
         let link = self.peer.link.clone();
         let pump = self.take_pump()?;
+        let gauge = Gauge::default();
+        let order = self.frozen_round(round, &tasks);
+        let _interrupted = self.cut_short_at_interrupt(&gauge);
         // CRIU writes its images while the last pages are on their way.
         // Everything the scan reads stands still.
-        let (frozen, pages) = tokio::join!(
-            still.dump(&tasks),
-            pump.round(round, tasks.clone(), Stop::Frozen, &link),
-        );
+        let (frozen, pages) = tokio::join!(still.dump(&tasks), pump.round(order, &gauge, &link),);
         // First of all what the way back needs.
         self.frozen = Some(frozen?);
         let (pump, done) = pages?;
         self.copied.pump = Some(pump);
+        if *self.run.order.interrupt.borrow() {
+            return Err(MigrateError::Interrupted);
+        }
         self.confirm(round, done.batches).await?;
         self.copied.rounds.push(done.report.clone());
         self.run.events.send(Event::Round(done.report));
         // After the dump: CRIU gives deleted files that are open a name again.
-        if let Some(layer) = layer {
-            layer.round(round, Pace::Frozen, &link).await?;
-            self.peer.say(&ToTarget::FilesEnd { round }).await?;
+        if let Some(trees) = trees {
+            let (trees, _) = trees.round(Pace::Frozen, &link).await?;
+            self.peer.say(&ToTarget::FilesEnd { streams: trees.streams() }).await?;
             self.unconfirmed += 1;
         }
         self.copy_what_criu_touched(tasks).await?;
@@ -159,20 +195,34 @@ impl<'a> Handover<'a> {
 
     /// CRIU has run code in the tasks and put everything back; pages it wrote
     /// to on the way count as written.
-    async fn copy_what_criu_touched(
-        &mut self,
-        tasks: Vec<crate::track::Task>,
-    ) -> Result<(), MigrateError> {
+    async fn copy_what_criu_touched(&mut self, tasks: Vec<Task>) -> Result<(), MigrateError> {
         let round = self.next_round();
         let link = self.peer.link.clone();
-        let (pump, done) = self.take_pump()?.round(round, tasks, Stop::Frozen, &link).await?;
+        let order = self.frozen_round(round, &tasks);
+        let (pump, done) = self.take_pump()?.round(order, &Gauge::default(), &link).await?;
         self.copied.pump = Some(pump);
         self.confirm(round, done.batches).await
     }
 
-    /// Every page that the images leave out must be with the target: what CRIU
-    /// calls lazy, or was kept from seeing, and the target does not hold is read
-    /// now.
+    /// The last scan and what becomes of the pages it finds.
+    fn frozen_round(&self, round: Round, tasks: &[Task]) -> pump::Order {
+        let take = if self.copied.manner.leaves { Take::Nothing } else { Take::All };
+        pump::Order { round, tasks: tasks.to_vec(), stop: Stop::Frozen, take }
+    }
+
+    /// Ends a long last round if the user has had enough.
+    fn cut_short_at_interrupt(&self, gauge: &Gauge) -> AbortOnDrop {
+        let (gauge, mut interrupt) = (gauge.clone(), self.run.order.interrupt.clone());
+        AbortOnDrop(tokio::spawn(async move {
+            if interrupt.wait_for(|stop| *stop).await.is_ok() {
+                gauge.cut_short();
+            }
+        }))
+    }
+
+    /// Every page that the images leave out must be with the target, unless it
+    /// is to follow: what CRIU calls lazy, or was kept from seeing, and the
+    /// target does not hold is read now.
     async fn complete(&mut self) -> Result<RestoreRequest, MigrateError> {
         let images = self.images()?;
         let mut plan = LazyPlan::from_images(&images)
@@ -195,11 +245,12 @@ impl<'a> Handover<'a> {
             })
             .collect();
         self.memory = plan.pages().bytes();
-        if !absent.is_empty() {
+        let Manner { leaves, resident } = self.copied.manner;
+        if !leaves && !absent.is_empty() {
             tracing::debug!(pages = absent.len(), "pages only CRIU knew of");
             self.patch(absent).await?;
         }
-        Ok(RestoreRequest { tasks, images: 0 })
+        Ok(RestoreRequest { tasks, images: 0, resident, pushed: leaves })
     }
 
     /// The pages that CRIU was kept from seeing are those the last scan found.
@@ -220,10 +271,7 @@ impl<'a> Handover<'a> {
         Ok(())
     }
 
-    async fn patch(
-        &mut self,
-        pages: Vec<blip_transport::page::PageAt>,
-    ) -> Result<(), MigrateError> {
+    async fn patch(&mut self, pages: Vec<PageAt>) -> Result<(), MigrateError> {
         let round = self.next_round();
         let link = self.peer.link.clone();
         let (pump, done) = self.take_pump()?.patch(round, pages, &link).await?;
@@ -253,6 +301,45 @@ impl<'a> Handover<'a> {
         Ok(())
     }
 
+    /// What was left behind goes after the container without being asked for.
+    /// Not before it runs: the restore needs the processors of both hosts.
+    fn push_the_rest(&mut self) {
+        let pump = self.copied.manner.leaves.then(|| self.copied.pump.take()).flatten();
+        if let Some(pump) = pump {
+            let (round, link) = (self.next_round(), self.peer.link.clone());
+            self.pushed = Some(round);
+            self.pushing = Some(tokio::spawn(async move { pump.push(round, &link).await }));
+        }
+    }
+
+    /// The rest is on its way; the target hears that nothing more will come.
+    async fn rest_is_sent(
+        &mut self,
+        sent: Result<Result<(Pump, RoundDone), PumpError>, JoinError>,
+    ) -> SourceEvent {
+        self.pushing = None;
+        let done = match sent {
+            Ok(Ok((pump, done))) => {
+                self.copied.pump = Some(pump);
+                done
+            }
+            // The target asks for what it lacks, one by one, and hears of a
+            // link that is gone by itself.
+            Ok(Err(error)) => return self.push_failed(error.to_string()),
+            Err(error) => return self.push_failed(error.to_string()),
+        };
+        self.run.events.send(Event::Round(done.report.clone()));
+        self.copied.rounds.push(done.report.clone());
+        let (round, batches) = (done.report.round, done.batches);
+        let said = self.peer.say(&ToTarget::RoundEnd { round, batches }).await;
+        said.err().map_or(SourceEvent::Frozen, |error| SourceEvent::LinkLost(error.to_string()))
+    }
+
+    fn push_failed(&self, why: String) -> SourceEvent {
+        tracing::warn!("the rest of the memory is sent on demand only: {why}");
+        if self.machine.past_the_grant() { SourceEvent::Frozen } else { SourceEvent::Failed(why) }
+    }
+
     /// Answers a target that lacks pages. Nothing can change them any more.
     fn serve_missing_pages(&self) {
         let Some(pump) = &self.copied.pump else { return };
@@ -264,12 +351,14 @@ impl<'a> Handover<'a> {
         interrupt: &mut tokio::sync::watch::Receiver<bool>,
     ) -> SourceEvent {
         if self.held && self.unconfirmed == 0 && self.machine == Source::Shipping {
-            self.clock.end(self.run, Phase::Restore);
+            let phase = if self.clock.filling { Phase::Fill } else { Phase::Restore };
+            self.clock.end(self.run, phase);
             return SourceEvent::Held;
         }
         let granted = self.machine.past_the_grant();
         let heard = tokio::select! {
             heard = self.peer.hear() => heard,
+            sent = finished(&mut self.pushing) => return self.rest_is_sent(sent).await,
             _ = interrupt.wait_for(|stop| *stop), if !granted => {
                 return SourceEvent::Failed("interrupted".into());
             }
@@ -287,6 +376,10 @@ impl<'a> Handover<'a> {
     /// nothing to it is repeated as an event that changes nothing.
     async fn heard(&mut self, message: ToSource) -> SourceEvent {
         match message {
+            ToSource::RoundApplied { round, missing } if Some(round) == self.pushed => {
+                self.pushed = None;
+                self.send_whole(missing).await
+            }
             ToSource::RoundApplied { .. } | ToSource::FilesApplied { .. }
                 if self.unconfirmed == 0 =>
             {
@@ -294,15 +387,16 @@ impl<'a> Handover<'a> {
             }
             ToSource::RoundApplied { missing, .. } => {
                 self.unconfirmed -= 1;
-                if !missing.is_empty()
-                    && let Err(error) = self.patch(missing).await
-                {
-                    return SourceEvent::Failed(error.to_string());
-                }
-                SourceEvent::Frozen
+                self.send_whole(missing).await
             }
             ToSource::FilesApplied { .. } => {
                 self.unconfirmed -= 1;
+                SourceEvent::Frozen
+            }
+            ToSource::Filling => {
+                self.clock.end(self.run, Phase::Restore);
+                self.clock.filling = true;
+                self.run.events.send(Event::Begin { phase: Phase::Fill });
                 SourceEvent::Frozen
             }
             ToSource::Held => {
@@ -312,6 +406,7 @@ impl<'a> Handover<'a> {
             ToSource::Resumed => {
                 self.clock.end(self.run, Phase::Grant);
                 self.send_late_frames();
+                self.push_the_rest();
                 self.run.events.send(Event::Begin { phase: Phase::Drain });
                 SourceEvent::Resumed
             }
@@ -326,6 +421,15 @@ impl<'a> Handover<'a> {
             ToSource::Failed { why } => SourceEvent::Failed(why),
             other => SourceEvent::Failed(format!("the target answered out of turn: {other:?}")),
         }
+    }
+
+    /// Sends pages the target could make nothing of.
+    async fn send_whole(&mut self, missing: Vec<PageAt>) -> SourceEvent {
+        if missing.is_empty() {
+            return SourceEvent::Frozen;
+        }
+        let sent = self.patch(missing).await;
+        sent.err().map_or(SourceEvent::Frozen, |error| SourceEvent::Failed(error.to_string()))
     }
 
     async fn on(&mut self, event: SourceEvent) {
@@ -409,6 +513,9 @@ impl<'a> Handover<'a> {
         if let Err(error) = resolve::put_away(&self.run.docker, &self.record(), remove).await {
             tracing::error!("{error}");
         }
+        if !remove {
+            resolve::remember(&self.run.order.state, &self.record());
+        }
         self.forget_ticket();
         let _ = self.peer.say(&ToTarget::Retired).await;
     }
@@ -446,6 +553,8 @@ impl<'a> Handover<'a> {
             memory: self.memory,
             sent,
             tracker: self.copied.tracker,
+            forecast: self.copied.forecast,
+            throttled: self.copied.throttled,
         })
     }
 
@@ -490,6 +599,23 @@ impl<'a> Handover<'a> {
         let round = self.copied.next;
         self.copied.next = round.next();
         round
+    }
+}
+
+/// A helping task that ends with whoever started it.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Waits for a task, for ever if there is none.
+async fn finished<T>(task: &mut Option<JoinHandle<T>>) -> Result<T, JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,38 +4,43 @@
 //! freeze returns an error and has touched nothing but the target's stage; from
 //! the freeze on the [`handover`](crate::handover) decides.
 
+mod ahead;
 pub mod files;
 pub mod freeze;
+mod gauge;
 pub mod hand;
 pub mod peer;
 pub mod pump;
 pub mod resolve;
 pub mod subject;
+pub mod volumes;
 
 use crate::docker::Docker;
 use crate::event::{
-    Event, Events, GoalReport, LazyReport, Phase, PhaseTime, Report, RoundReport, Versions, millis,
+    Event, Events, Forecast, GoalReport, LazyReport, Phase, PhaseTime, Report, RoundReport,
+    Versions, millis,
 };
 use crate::handover::{Outcome, Ticket};
 use crate::network;
-use crate::plan::{Decision, Goal, Method, Planner, RoundFacts};
+use crate::plan::{Costs, Goal, LinkFacts, Planner};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
 use crate::target::check;
-use crate::target::intake::LOG;
-use crate::track::{self, Stop, TrackerChoice};
-use blip_transport::files::Pace;
-use blip_transport::link::quic::{BlobName, Priority};
-use blip_transport::page::PageAt;
-use blip_transport::units::{Bandwidth, ByteSize, Round};
-use files::{Layer, Log};
+use crate::throttle::Throttle;
+use crate::track::{self, TrackerChoice};
+use blip_transport::units::{ByteSize, Round};
+use files::{Log, Trees};
 use freeze::Ready;
 use hand::Handover;
-use peer::{Peer, PeerError};
-use pump::{Pump, PumpError, RoundDone};
+use peer::Peer;
+use pump::Pump;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use subject::Subject;
 use tokio::sync::watch;
+use volumes::{Choice, Probes};
+
+/// How long a target may take to take in that nothing comes of it.
+const FAREWELL_LIMIT: Duration = Duration::from_millis(300);
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -46,10 +51,10 @@ pub struct Order {
     pub target: String,
     /// What the user wants of the migration.
     pub goal: Goal,
-    /// Time that the last pages may add to the downtime.
-    pub budget: Duration,
     /// How to tell which memory changes between rounds.
     pub tracker: TrackerChoice,
+    /// What becomes of mounts that do not travel by themselves.
+    pub binds: Vec<Choice>,
     /// Remove the source's container once it has moved, instead of keeping it
     /// stopped under another name.
     pub remove_source: bool,
@@ -88,6 +93,9 @@ pub enum MigrateError {
     /// Stopping the container.
     #[error(transparent)]
     Freeze(#[from] freeze::FreezeError),
+    /// Slowing the container down.
+    #[error(transparent)]
+    Throttle(#[from] crate::throttle::ThrottleError),
     /// The container's cgroup.
     #[error(transparent)]
     Cgroup(#[from] crate::cgroup::CgroupError),
@@ -95,8 +103,11 @@ pub enum MigrateError {
     #[error("the target gave up: {0}")]
     Target(String),
     /// The user wanted it.
-    #[error("interrupted")]
+    #[error("interrupted; the container runs here as before")]
     Interrupted,
+    /// The goal cannot be met, and the user wants it rather not than so.
+    #[error("gave up: {0}; the container runs here as before")]
+    GivenUp(String),
     /// A file of ours.
     #[error("cannot use {path:?}: {source}")]
     State {
@@ -132,8 +143,13 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
     let ticket = new_ticket();
     let staged = run.phase(Phase::Stage, run.stage(&subject, &mut peer, ticket)).await;
     let target_id = staged.map_err(MigrateError::under_way)?;
-    let copied = run.phase(Phase::PreCopy, run.pre_copy(&subject, &mut peer)).await;
-    let copied = copied.map_err(MigrateError::under_way)?;
+    peer.link.limit(run.order.goal.bandwidth);
+    let planner = run.planner(&peer);
+    let copied = run.phase(Phase::PreCopy, run.copy_ahead(&subject, &mut peer, planner)).await;
+    let copied = match copied {
+        Ok(copied) => copied,
+        Err(error) => return Err(run.call_off(peer, error.under_way()).await),
+    };
     if subject.keep_addresses {
         let known = network::neighbours(subject.init()).await;
         peer.say(&ToTarget::Neighbours(known)).await?;
@@ -158,15 +174,30 @@ pub struct Run {
     begun: Instant,
 }
 
-/// What has been copied ahead.
+/// What has been copied ahead, and what the freeze is to do with the rest.
 pub struct Copied {
     /// Absent while a round is running.
     pump: Option<Pump>,
-    layer: Option<Layer>,
+    /// Absent while a round is running.
+    trees: Option<Trees>,
     log: Option<Log>,
     rounds: Vec<RoundReport>,
     next: Round,
     tracker: String,
+    manner: Manner,
+    forecast: Forecast,
+    /// Slows the container down until it is frozen.
+    throttle: Option<Throttle>,
+    throttled: u8,
+}
+
+/// What the freeze does with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Manner {
+    /// Pages the target lacks stay here until the container runs there.
+    leaves: bool,
+    /// All memory is in the processes before they run.
+    resident: bool,
 }
 
 /// How a handover ended.
@@ -178,6 +209,8 @@ pub struct Ended {
     memory: ByteSize,
     sent: ByteSize,
     tracker: String,
+    forecast: Forecast,
+    throttled: u8,
 }
 
 impl Run {
@@ -198,7 +231,9 @@ impl Run {
     async fn preflight(
         &self,
     ) -> Result<(Subject, Peer, [HostFacts; 2], Vec<String>), MigrateError> {
-        let subject = Subject::find(&self.docker, &self.order.container).await?;
+        let mut subject =
+            Subject::find(&self.docker, &self.order.container, &self.order.binds).await?;
+        let probes = Probes::write(&mut subject.plan);
         let source = check::facts(&self.docker).await?;
         let mut findings = check::equipment(&source, "source");
         findings.extend(subject.findings()?);
@@ -222,6 +257,7 @@ impl Run {
             }
             other => return Err(out_of_turn(&other).into()),
         };
+        drop(probes);
         if findings.iter().any(|finding| finding.blocks) {
             return Err(MigrateError::Blocked(findings));
         }
@@ -231,6 +267,26 @@ impl Run {
             self.events.send(Event::Note { text: text.clone() });
         }
         Ok((subject, peer, [source, target], notes))
+    }
+
+    fn planner(&self, peer: &Peer) -> Planner {
+        let link = LinkFacts { rtt: peer.link.stats().rtt, bandwidth: None };
+        Planner::new(self.order.goal, Costs::default(), link)
+    }
+
+    /// Nothing was frozen: the target is told to forget it, and need not find
+    /// out by our silence.
+    async fn call_off(&self, mut peer: Peer, error: MigrateError) -> MigrateError {
+        let why = error.to_string();
+        self.events.send(Event::CalledOff { why: why.clone() });
+        let abort = ToTarget::Abort { why };
+        let farewell = async {
+            if peer.say(&abort).await.is_ok() {
+                peer.part().await;
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL_LIMIT, farewell).await;
+        error
     }
 
     async fn stage(
@@ -245,6 +301,7 @@ impl Run {
             keep_addresses: subject.keep_addresses,
             descriptors: subject.bundle.descriptors.clone(),
             memory: subject.memory()?,
+            mounts: subject.plan.told(),
         };
         peer.say(&ToTarget::Stage(Box::new(request))).await?;
         match peer.hear().await? {
@@ -254,89 +311,19 @@ impl Run {
         }
     }
 
-    /// Copies rounds of pages, and the files once, while the container runs.
-    async fn pre_copy(&self, subject: &Subject, peer: &mut Peer) -> Result<Copied, MigrateError> {
-        let (tracker, why) = track::choose(self.order.tracker).map_err(PumpError::from)?;
-        self.decide(format!("track by {}", tracker.kind()), why.clone());
-        let mut pump = Pump::new(tracker);
-        let mut planner = Planner::new(self.order.budget, self.order.goal.max_rounds);
-        let mut rounds = Vec::new();
-        let mut next = Round(0);
-        let layer = self.files_ahead(subject, peer, next).await?;
-        let log = self.log_ahead(subject, peer).await?;
-        loop {
-            let (returned, done) =
-                pump.round(next, subject.tasks()?, Stop::Live, &peer.link).await?;
-            pump = returned;
-            pump.take_back(&self.applied(peer, next, done.batches).await?);
-            self.events.send(Event::Round(done.report.clone()));
-            let decision = planner.after_round(&facts_of(&done));
-            rounds.push(done.report);
-            next = next.next();
-            match decision {
-                Decision::CopyAgain { why } => self.decide("copy again".into(), why),
-                Decision::Freeze { why: reason } => {
-                    self.decide("freeze".into(), reason);
-                    pump.confirm();
-                    let pump = Some(pump);
-                    return Ok(Copied { pump, layer, log, rounds, next, tracker: why });
-                }
-            }
-        }
-    }
-
-    async fn files_ahead(
-        &self,
-        subject: &Subject,
-        peer: &mut Peer,
-        round: Round,
-    ) -> Result<Option<Layer>, MigrateError> {
-        let Some(upper) = &subject.upper else { return Ok(None) };
-        let (layer, _) = Layer::open(upper)?.round(round, Pace::Live, &peer.link).await?;
-        peer.say(&ToTarget::FilesEnd { round }).await?;
-        match self.hear(peer).await? {
-            ToSource::FilesApplied { .. } => Ok(Some(layer)),
-            other => Err(unexpected(other)),
-        }
-    }
-
-    /// What the container has said so far.
-    async fn log_ahead(
-        &self,
-        subject: &Subject,
-        peer: &mut Peer,
-    ) -> Result<Option<Log>, MigrateError> {
-        let Some(mut log) = Log::of(subject.inspection.all.log_path.as_deref()) else {
-            return Ok(None);
-        };
-        let mut blobs = peer.link.open_blobs(Priority::BULK).await.map_err(PeerError::from)?;
-        if let Some(name) = BlobName::new(LOG) {
-            blobs.send_file(&name, log.added()).await.map_err(PeerError::from)?;
-        }
-        blobs.finish();
-        Ok(Some(log))
-    }
-
-    /// Waits until the target has put a round's pages into its store. Returns
-    /// those it could make nothing of.
-    async fn applied(
-        &self,
-        peer: &mut Peer,
-        round: Round,
-        batches: u32,
-    ) -> Result<Vec<PageAt>, MigrateError> {
-        peer.say(&ToTarget::RoundEnd { round, batches }).await?;
-        match self.hear(peer).await? {
-            ToSource::RoundApplied { missing, .. } => Ok(missing),
-            other => Err(unexpected(other)),
-        }
-    }
-
     /// The target's next word, unless the user has had enough.
     async fn hear(&self, peer: &mut Peer) -> Result<ToSource, MigrateError> {
+        Ok(self.unless_interrupted(peer.hear()).await??)
+    }
+
+    /// What comes of `work`, unless the user has had enough before.
+    async fn unless_interrupted<T>(
+        &self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, MigrateError> {
         let mut interrupt = self.order.interrupt.clone();
         tokio::select! {
-            message = peer.hear() => Ok(message?),
+            done = work => Ok(done),
             _ = interrupt.wait_for(|stop| *stop) => Err(MigrateError::Interrupted),
         }
     }
@@ -354,11 +341,12 @@ impl Run {
         notes: Vec<String>,
     ) -> Report {
         let moved = ended.outcome == Outcome::Moved;
+        let downtime = ended.downtime.iter().map(|part| part.ms).sum();
         let both = |of: fn(&HostFacts) -> &String| [of(&facts[0]).clone(), of(&facts[1]).clone()];
         Report {
             container: subject.inspection.name.clone(),
             target_id: moved.then_some(target_id),
-            downtime_ms: ended.downtime.iter().map(|part| part.ms).sum(),
+            downtime_ms: downtime,
             downtime: ended.downtime,
             total_ms: millis(self.begun.elapsed()),
             rounds: ended.rounds,
@@ -366,11 +354,16 @@ impl Run {
             memory_bytes: ended.memory,
             lazy: ended.lazy,
             goal: GoalReport::from(&self.order.goal),
-            method: Method::Auto,
-            predicted: None,
-            met: None,
-            throttled_percent: 0,
-            unknowns: Vec::new(),
+            method: ended.forecast.method,
+            met: self
+                .order
+                .goal
+                .downtime
+                .filter(|_| moved)
+                .map(|target| downtime <= millis(target)),
+            predicted: Some(ended.forecast),
+            throttled_percent: ended.throttled,
+            unknowns: unknowns(),
             tracker: ended.tracker,
             versions: Versions {
                 blip: facts[0].blip.clone(),
@@ -392,9 +385,15 @@ impl Order {
     }
 }
 
-fn facts_of(done: &RoundDone) -> RoundFacts {
-    let took = Duration::from_secs_f64(done.report.ms / 1e3);
-    RoundFacts { dirty: done.report.dirty, rate: Bandwidth::over(done.report.bytes_raw, took) }
+/// What the source cannot see of a move.
+fn unknowns() -> Vec<String> {
+    [
+        "the client gap: how long clients went without an answer; it adds their route's delay \
+         and their own timers to the downtime (measure it at a client)",
+        "whether every switch on the way learned the new place at the first announcement",
+    ]
+    .map(str::to_owned)
+    .into()
 }
 
 fn out_of_turn(said: &ToSource) -> peer::PeerError {

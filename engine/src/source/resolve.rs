@@ -4,7 +4,7 @@ use super::peer::{Peer, PeerError};
 use crate::cgroup::{Freezer, Version};
 use crate::docker::{Docker, DockerError, never_restart};
 use crate::handover::{Ticket, Verdict};
-use crate::ledger::{Ledger, SourceRecord};
+use crate::ledger::{Departed, Ledger, SourceRecord};
 use crate::network;
 use crate::protocol::{ToSource, ToTarget};
 use nix::sys::signal::{Signal, kill};
@@ -41,6 +41,16 @@ pub async fn put_away(
     let ticket = record.ticket.to_string();
     let name = format!("{}.moved-{}", record.name, &ticket[..8]);
     docker.rename(&record.container, &name).await
+}
+
+/// Notes what stays here of a container that moved: its volumes are this
+/// host's own should it come back. Worth a warning, no more.
+pub fn remember(state: &Path, record: &SourceRecord) {
+    let departed = Departed { ticket: record.ticket, container: record.container.clone() };
+    let ledger = Ledger::open(&state.join("departed"));
+    if let Err(error) = ledger.and_then(|ledger| ledger.save(record.ticket, &departed)) {
+        tracing::warn!("what stays of {} is not on record: {error}", record.name);
+    }
 }
 
 /// Acts on a verdict for a container that a blip which is gone left frozen.

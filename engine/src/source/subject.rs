@@ -1,6 +1,7 @@
 //! The container that is to move, and everything that stands in its way.
 //! Nothing here touches it.
 
+use super::volumes::{Choice, Plan, size_of};
 use crate::bundle::{Bundle, BundleError};
 use crate::cgroup::{CgroupError, Freezer};
 use crate::docker::{Docker, DockerError, Inspection};
@@ -55,11 +56,17 @@ pub struct Subject {
     pub parents: Vec<String>,
     /// Upper directory of its overlay: the writable layer.
     pub upper: Option<PathBuf>,
+    /// Its mounts, and what becomes of them.
+    pub plan: Plan,
 }
 
 impl Subject {
     /// Finds the container.
-    pub async fn find(docker: &Docker, name: &str) -> Result<Self, SubjectError> {
+    pub async fn find(
+        docker: &Docker,
+        name: &str,
+        choices: &[Choice],
+    ) -> Result<Self, SubjectError> {
         let inspection = docker.inspect(name).await?;
         let stopped = |state, remedy| {
             let name = inspection.name.clone();
@@ -79,7 +86,8 @@ impl Subject {
         // with blip's it is the holder, whose child is init.
         let upper = upper_directory(crate::runtime::restored_init(inspection.pid));
         let parents = parents.unwrap_or_default();
-        Ok(Self { inspection, bundle, freezer, keep_addresses, parents, upper })
+        let plan = Plan::of(docker, &inspection, choices).await?;
+        Ok(Self { inspection, bundle, freezer, keep_addresses, parents, upper, plan })
     }
 
     /// Its init on this host.
@@ -109,33 +117,21 @@ impl Subject {
             image_name: self.inspection.image_name(),
             networks: self.inspection.networks().into_keys().collect(),
             memory: self.memory()?,
+            layer: self.upper.as_deref().map(size_of).unwrap_or_default(),
+            mounts: self.plan.told(),
         })
     }
 
     /// What of the container itself stands in the way.
     pub fn findings(&self) -> Result<Vec<Finding>, CgroupError> {
         let mut findings = Vec::new();
-        findings.extend(self.mount_findings());
+        findings.extend(self.plan.findings.iter().cloned());
         findings.extend(self.configuration_findings());
         for task in self.tasks()? {
             findings.extend(process_findings(task.pid));
         }
         findings.dedup();
         Ok(findings)
-    }
-
-    fn mount_findings(&self) -> Vec<Finding> {
-        let mounts = self.inspection.all.mounts.clone().unwrap_or_default();
-        let name = &self.inspection.name;
-        let finding = |mount: bollard::models::MountPoint| {
-            let destination = mount.destination.unwrap_or_default();
-            let source = mount.name.or(mount.source).unwrap_or_default();
-            Finding::blocker(
-                format!("container '{name}' mounts {source} at {destination}"),
-                "volumes and bind mounts do not travel yet: move a container without them",
-            )
-        };
-        mounts.into_iter().map(finding).collect()
     }
 
     fn configuration_findings(&self) -> Vec<Finding> {

@@ -9,7 +9,7 @@ use crate::event::{LazyReport, millis};
 use crate::guard::{Charge, Guard};
 use crate::handover::{Target, TargetAction, TargetEvent, Ticket, Verdict};
 use crate::lazy::{LazyEvent, LazyHandle, LazyOptions, LazyPlan, TaskPlan};
-use crate::ledger::{TargetRecord, TargetStep};
+use crate::ledger::{Made, TargetRecord, TargetStep};
 use crate::network::{self, Lift};
 use crate::protocol::{RestoreRequest, StageRequest, ToSource, ToTarget};
 use crate::runtime::stage::{Report, StageDir, StageEvent};
@@ -55,6 +55,10 @@ pub struct Arrival {
     init: i32,
     resumed_at: Option<Instant>,
     drained: bool,
+    /// All memory must be in place before the hold is told.
+    resident: bool,
+    /// The restore is held, its memory not all in place.
+    filling: bool,
     failure: Option<String>,
     questions: Vec<Question>,
     inputs: mpsc::UnboundedSender<Input>,
@@ -71,15 +75,17 @@ impl Arrival {
         mut questions: mpsc::Receiver<Question>,
     ) -> anyhow::Result<()> {
         let intake = Intake::new(agent.memory_limit(request.memory));
-        let record = |container: Option<String>| TargetRecord {
+        let record = |container: Option<String>, made: &Made| TargetRecord {
             ticket: request.ticket,
             container,
             step: TargetStep::Staged,
             source: link.peer().to_string(),
+            made: made.clone(),
         };
-        agent.ledger.save(request.ticket, &record(None))?;
-        let staged = Staged::prepare(&agent.docker, &request, &intake, |id| {
-            let _ = agent.ledger.save(request.ticket, &record(Some(id.to_owned())));
+        agent.ledger.save(request.ticket, &record(None, &Made::default()))?;
+        let staged = Staged::prepare(&agent.docker, &request, &intake, |id, made| {
+            let id = id.map(str::to_owned);
+            let _ = agent.ledger.save(request.ticket, &record(id, made));
         })
         .await;
         let staged = match staged {
@@ -117,6 +123,8 @@ impl Arrival {
             init: 0,
             resumed_at: None,
             drained: false,
+            resident: false,
+            filling: false,
             failure: None,
             questions: Vec::new(),
             inputs,
@@ -168,12 +176,16 @@ impl Arrival {
             ToTarget::RoundEnd { round, batches } => {
                 // Nothing came: the reason is in the row already.
                 if let Some(missing) = self.intake.round_applied(round, batches).await {
+                    if let Some(lazy) = &self.lazy {
+                        // What the store still lacks nobody will send unasked.
+                        lazy.ask_for_all();
+                    }
                     self.tell(ToSource::RoundApplied { round, missing }).await;
                 }
             }
-            ToTarget::FilesEnd { round } => {
-                if self.intake.files_applied(round).await.is_some() {
-                    self.tell(ToSource::FilesApplied { round }).await;
+            ToTarget::FilesEnd { streams } => {
+                if self.intake.files_applied(streams).await.is_some() {
+                    self.tell(ToSource::FilesApplied { streams }).await;
                 }
             }
             ToTarget::Neighbours(neighbours) => {
@@ -209,7 +221,12 @@ impl Arrival {
             StageEvent::Said(Report::Held { init_pid }) => {
                 self.init = init_pid;
                 self.before_the_hold_is_told();
-                self.on(TargetEvent::RestoreHeld).await;
+                if self.resident && !self.drained {
+                    self.filling = true;
+                    self.tell(ToSource::Filling).await;
+                } else {
+                    self.on(TargetEvent::RestoreHeld).await;
+                }
             }
             StageEvent::Said(Report::Failed { why, log_tail }) => {
                 self.fail(format!("{why} {log_tail}").trim().to_owned()).await;
@@ -225,6 +242,9 @@ impl Arrival {
         match event {
             LazyEvent::Drained => {
                 self.drained = true;
+                if std::mem::take(&mut self.filling) {
+                    self.on(TargetEvent::RestoreHeld).await;
+                }
                 if self.machine.runs() {
                     self.on(TargetEvent::PagesComplete).await;
                 }
@@ -311,10 +331,13 @@ impl Arrival {
         let Some(inventory) = self.intake.images(request.images).await else { return };
         let images = staged.images.clone();
         let inbox = server.inbox();
+        self.intake.tell(inbox.clone());
+        self.resident = request.resident;
+        let wait_for_push = request.pushed;
         let source = StoredPages::new(self.intake.clone(), self.link.clone(), inbox);
         let inputs = self.inputs.clone();
         let (plan, hot) = plan(request);
-        let options = LazyOptions { hot, ..LazyOptions::default() };
+        let options = LazyOptions { hot, wait_for_push, ..LazyOptions::default() };
         let observer = move |event| drop(inputs.send(Input::Lazy(event)));
         match server.serve(plan, source, options, observer) {
             Ok(handle) => {
@@ -431,6 +454,7 @@ impl Arrival {
             container: self.staged.as_ref().map(|staged| staged.id.clone()),
             step,
             source: self.link.peer().to_string(),
+            made: self.staged.as_ref().map(|staged| staged.made.clone()).unwrap_or_default(),
         }
     }
 
@@ -456,10 +480,11 @@ impl Arrival {
             .map(|(end, resumed)| end.saturating_duration_since(resumed));
         let mut latency = stats.local_latency.clone();
         let _ = latency.add(&stats.remote_latency);
+        let late = self.intake.late_pages();
         LazyReport {
             faults: stats.faults,
-            from_store: stats.prefilled + stats.from_store,
-            from_source: stats.from_source,
+            from_store: (stats.prefilled + stats.from_store).saturating_sub(late),
+            from_source: stats.from_source + late,
             p50_us: latency.value_at_quantile(0.5) / 1000,
             p99_us: latency.value_at_quantile(0.99) / 1000,
             drain_ms: drain.map(millis).unwrap_or(0.0),

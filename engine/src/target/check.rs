@@ -1,5 +1,6 @@
 //! What a host is made of, and whether a container could live there.
 
+use super::mounts::{self, Remains};
 use crate::criu::rpc::Worker;
 use crate::docker::{Docker, DockerError};
 use crate::protocol::{CheckRequest, Finding, HostFacts};
@@ -77,6 +78,7 @@ pub fn equipment(facts: &HostFacts, side: &str) -> Vec<Finding> {
 pub async fn target(
     docker: &Docker,
     facts: &HostFacts,
+    remains: &Remains,
     request: &CheckRequest,
 ) -> Result<Vec<Finding>, DockerError> {
     let mut findings = equipment(facts, "target");
@@ -100,6 +102,8 @@ pub async fn target(
             ));
         }
     }
+    findings.extend(mounts::check(docker, remains, &request.mounts).await?);
+    findings.extend(mounts::room(docker, request.layer, &request.mounts).await?);
     findings.extend(room(request));
     findings.extend(missing_cpu(&request.source.cpu, &facts.cpu));
     if request.source.kernel != facts.kernel {

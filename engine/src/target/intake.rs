@@ -1,12 +1,13 @@
 //! What comes over the link besides control messages: pages into the store,
 //! images into their directory, files into the container.
 
+use crate::lazy::RemoteInbox;
 use blip_transport::files::{Apply, ApplyOptions};
 use blip_transport::link::LinkError;
 use blip_transport::link::quic::{BlobReceiver, BulkReceiver, Connection, StreamKind};
 use blip_transport::page::PageAt;
 use blip_transport::store::PageStore;
-use blip_transport::units::{ByteSize, Round};
+use blip_transport::units::{ByteSize, Round, TreeId};
 use blip_transport::wire;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -59,23 +60,36 @@ pub enum IntakeError {
 pub struct Places {
     /// CRIU's images.
     pub images: PathBuf,
-    /// The container's mounted root.
-    pub rootfs: PathBuf,
-    /// What of it belongs to this host's Docker.
-    pub files: ApplyOptions,
+    /// Each tree of files: the container's mounted root, its volumes, and what
+    /// a stream may do there.
+    pub trees: BTreeMap<TreeId, (PathBuf, ApplyOptions)>,
     /// Its log file here, if its driver keeps one.
     pub log: Option<PathBuf>,
+}
+
+/// Who waits for pages, and how many have come since it does.
+struct Waiting {
+    inbox: RemoteInbox,
+    pages: u64,
 }
 
 /// How much has come.
 #[derive(Debug, Default)]
 struct Progress {
     rounds: BTreeMap<Round, (u32, Vec<PageAt>)>,
-    files: BTreeMap<Round, ()>,
+    /// Rounds of each tree that are in place.
+    files: BTreeMap<TreeId, Round>,
     images: u32,
     inventory: Option<Vec<u8>>,
     /// Nothing more will come.
     over: bool,
+}
+
+impl Progress {
+    /// The round of a tree that comes next.
+    fn files_of(&self, tree: TreeId) -> Round {
+        self.files.get(&tree).copied().unwrap_or(Round(0))
+    }
 }
 
 /// Takes in everything that a migration sends.
@@ -83,6 +97,7 @@ pub struct Intake {
     /// The container's memory as far as it has come.
     pub store: RwLock<PageStore>,
     places: Mutex<Option<Places>>,
+    waiting: Mutex<Option<Waiting>>,
     progress: Mutex<Progress>,
     changed: Notify,
 }
@@ -93,6 +108,7 @@ impl Intake {
         Arc::new(Self {
             store: RwLock::new(PageStore::new(limit)),
             places: Mutex::default(),
+            waiting: Mutex::default(),
             progress: Mutex::default(),
             changed: Notify::new(),
         })
@@ -101,6 +117,16 @@ impl Intake {
     /// Says where images and files go.
     pub fn place(&self, places: Places) {
         *lock(&self.places) = Some(places);
+    }
+
+    /// Tells `inbox` of every page that comes from now on.
+    pub fn tell(&self, inbox: RemoteInbox) {
+        *lock(&self.waiting) = Some(Waiting { inbox, pages: 0 });
+    }
+
+    /// How many pages have come since somebody waits for them.
+    pub fn late_pages(&self) -> u64 {
+        lock(&self.waiting).as_ref().map_or(0, |waiting| waiting.pages)
     }
 
     /// Takes streams until the link ends or something goes wrong. Whoever waits
@@ -135,7 +161,7 @@ impl Intake {
     async fn take(&self, stream: BulkReceiver) -> Result<(), IntakeError> {
         match stream.kind() {
             StreamKind::Pages(round) => self.take_pages(round, stream).await,
-            StreamKind::Files(round) => self.take_files(round, stream).await,
+            StreamKind::Files(tree, round) => self.take_files(tree, round, stream).await,
             StreamKind::Blobs => self.take_blobs(BlobReceiver::new(stream)).await,
         }
     }
@@ -144,6 +170,12 @@ impl Intake {
         while let Some(frame) = stream.recv().await? {
             let batch = wire::decode(frame)?;
             let applied = write(&self.store).apply(&batch)?;
+            if let Some(waiting) = &mut *lock(&self.waiting) {
+                for (space, run) in batch.runs() {
+                    waiting.inbox.stored(space, run);
+                    waiting.pages += run.count.0;
+                }
+            }
             let mut progress = lock(&self.progress);
             let entry = progress.rounds.entry(round).or_default();
             entry.0 += 1;
@@ -154,11 +186,22 @@ impl Intake {
         Ok(())
     }
 
-    async fn take_files(&self, round: Round, mut stream: BulkReceiver) -> Result<(), IntakeError> {
-        let places = self.places("files")?;
+    async fn take_files(
+        &self,
+        tree: TreeId,
+        round: Round,
+        mut stream: BulkReceiver,
+    ) -> Result<(), IntakeError> {
+        // Each builds on the one before; its frames wait in the link.
+        let turn = self.until(|progress| (progress.files_of(tree) == round).then_some(())).await;
+        if turn.is_none() {
+            return Ok(());
+        }
+        let place = self.places("files")?.trees.remove(&tree);
+        let (root, options) = place.ok_or(IntakeError::TooEarly { what: "an unknown tree" })?;
         let (to, mut frames) = tokio::sync::mpsc::channel::<bytes::Bytes>(4);
         let applying = tokio::task::spawn_blocking(move || {
-            let mut apply = Apply::open(&places.rootfs, places.files)?;
+            let mut apply = Apply::open(&root, options)?;
             while let Some(frame) = frames.blocking_recv() {
                 apply.frame(&frame)?;
             }
@@ -174,7 +217,7 @@ impl Intake {
             path: "the container's files".into(),
             source: io::Error::other(e),
         })??;
-        lock(&self.progress).files.insert(round, ());
+        lock(&self.progress).files.insert(tree, round.next());
         self.changed.notify_waiters();
         Ok(())
     }
@@ -212,9 +255,14 @@ impl Intake {
         .await
     }
 
-    /// Waits until the files of a round are in place; `None` if they never will.
-    pub async fn files_applied(&self, round: Round) -> Option<()> {
-        self.until(|progress| progress.files.get(&round).copied()).await
+    /// Waits until the files of so many streams are in place; `None` if they
+    /// never will be.
+    pub async fn files_applied(&self, streams: u32) -> Option<()> {
+        self.until(|progress| {
+            let applied: u32 = progress.files.values().map(|next| next.0).sum();
+            (applied >= streams).then_some(())
+        })
+        .await
     }
 
     /// Waits until that many images have come. Returns the inventory; `None` if

@@ -8,20 +8,22 @@ mod announcer;
 pub mod arrival;
 pub mod check;
 pub mod intake;
+pub mod mounts;
 pub mod pages;
 pub mod stage;
 
 use crate::docker::{Docker, DockerError, register_runtime};
 use crate::handover::{Ticket, Verdict};
-use crate::ledger::{Ledger, TargetRecord, TargetStep};
+use crate::ledger::{Ledger, Made, TargetRecord, TargetStep};
 use crate::network;
 use crate::protocol::{HostFacts, ToSource, ToTarget};
 use crate::runtime::stage::{Fate, STAGE_ROOT, StageDir};
 use arrival::{Arrival, Question};
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender, Session};
 use blip_transport::units::ByteSize;
+use mounts::Remains;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
@@ -30,6 +32,8 @@ pub struct Agent {
     docker: Docker,
     ledger: Ledger,
     facts: HostFacts,
+    /// What must survive a crash.
+    state: PathBuf,
     /// Whom to ask about a handover that is under way.
     under_way: Mutex<HashMap<Ticket, mpsc::Sender<Question>>>,
 }
@@ -43,7 +47,7 @@ impl Agent {
         clean_up(&docker, &ledger).await?;
         let facts = check::facts(&docker).await?;
         let under_way = Mutex::default();
-        Ok(Arc::new(Self { docker, ledger, facts, under_way }))
+        Ok(Arc::new(Self { docker, ledger, facts, state: state.to_owned(), under_way }))
     }
 
     /// Serves one connection to its end.
@@ -65,7 +69,9 @@ impl Agent {
         loop {
             match from_source.recv().await? {
                 ToTarget::Check(request) => {
-                    let findings = check::target(&self.docker, &self.facts, &request).await?;
+                    let remains = Remains::read(&self.state);
+                    let findings =
+                        check::target(&self.docker, &self.facts, &remains, &request).await?;
                     let target = self.facts.clone();
                     to_source.send(&ToSource::Checked { findings, target }).await?;
                 }
@@ -107,8 +113,9 @@ impl Agent {
         // Read only now: an arrival that has just ended wrote its last word.
         let Some(mut record) = self.ledger.load::<TargetRecord>(ticket)? else {
             // Never heard of: make sure that it stays so.
-            let record =
-                TargetRecord { ticket, container: None, step: TargetStep::Burned, source: asker };
+            let step = TargetStep::Burned;
+            let made = Made::default();
+            let record = TargetRecord { ticket, container: None, step, source: asker, made };
             self.ledger.save(ticket, &record)?;
             return Ok(Some(Verdict::NeverRan));
         };
@@ -177,6 +184,7 @@ async fn clean_up(docker: &Docker, ledger: &Ledger) -> anyhow::Result<()> {
             if let Some(id) = &record.container {
                 stage::remove_leftover(docker, id).await;
             }
+            mounts::undo(docker, &record.made).await;
             record.step = TargetStep::Burned;
             ledger.save(record.ticket, &record)?;
             tracing::info!(ticket = %record.ticket, "removed what an earlier agent had staged");

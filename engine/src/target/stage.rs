@@ -5,16 +5,22 @@
 //! [`Staged::discard`], in reverse.
 
 use super::intake::{Intake, Places};
+use super::mounts::{self, MakeError};
 use crate::docker::{Copy, Docker, DockerError, Inspection};
 use crate::lazy::{LazyError, LazyServer};
+use crate::ledger::Made;
+use crate::mounts::Origin;
 use crate::network::{NetworkError, Silence, parse_mac};
 use crate::protocol::StageRequest;
 use crate::runtime::stage::{
     CgroupMode, HolderUp, Report, RestoreSpec, STAGE_ROOT, StageDir, StageError, StageEvent,
     StageServer, TcpMode,
 };
+use crate::source::files::LAYER;
 use blip_transport::files::{ApplyOptions, Exclude, Room};
+use blip_transport::units::TreeId;
 use bollard::models::RestartPolicy;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -34,6 +40,9 @@ pub enum StagingError {
     /// Docker.
     #[error(transparent)]
     Docker(#[from] DockerError),
+    /// Places for its files.
+    #[error(transparent)]
+    Place(#[from] MakeError),
     /// The silence.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -89,27 +98,44 @@ pub struct Staged {
     pub silences: Vec<Silence>,
     directory: StageDir,
     arrivals: PathBuf,
+    /// What was made for its files.
+    pub made: Made,
     /// The restart policy it has to get once it is here.
     policy: Option<RestartPolicy>,
 }
 
 impl Staged {
-    /// Stages what `request` describes. `created` hears Docker's ID at once, so
-    /// that it is on record before anything else happens.
+    /// Stages what `request` describes. `recorded` hears of everything made,
+    /// and Docker's ID of the container, at once, so that it is on record
+    /// before anything else happens.
     pub async fn prepare(
         docker: &Docker,
         request: &StageRequest,
         intake: &Intake,
-        created: impl FnOnce(&str),
+        mut recorded: impl FnMut(Option<&str>, &Made),
     ) -> Result<Self, StagingError> {
         let original = Inspection::from_json(&request.container)?;
         let copy = Copy::staged(&original, request.keep_addresses)?;
-        let id = docker.create(copy).await?;
-        created(&id);
-        match Self::build(docker, request, intake, &original, &id).await {
-            Ok(staged) => Ok(staged),
+        let mut made = Made::default();
+        let placed = mounts::make(docker, &request.mounts, &mut made).await;
+        recorded(None, &made);
+        let created = match placed {
+            Ok(()) => docker.create(copy).await.map_err(StagingError::from),
+            Err(error) => Err(error.into()),
+        };
+        let id = match created {
+            Ok(id) => id,
             Err(error) => {
-                let _ = docker.remove(&id).await;
+                mounts::undo(docker, &made).await;
+                return Err(error);
+            }
+        };
+        recorded(Some(&id), &made);
+        match Self::build(docker, request, intake, &original, &id).await {
+            Ok(staged) => Ok(Self { made, ..staged }),
+            Err(error) => {
+                let _ = docker.discard(&id).await;
+                mounts::undo(docker, &made).await;
                 remove_all(&arrivals(request));
                 Err(error)
             }
@@ -123,6 +149,15 @@ impl Staged {
         original: &Inspection,
         id: &str,
     ) -> Result<Self, StagingError> {
+        // Docker does not answer for a container that it is starting.
+        let mut trees = mounts::places(&docker.inspect(id).await?, &request.mounts)?;
+        for (mount, place) in request.mounts.iter().filter_map(|m| Some((m, trees.get(&m.tree?)?)))
+        {
+            if !matches!(mount.origin, Origin::Path { directory: false, .. }) {
+                mounts::clear(place)
+                    .map_err(|source| StagingError::Prepare { path: place.clone(), source })?;
+            }
+        }
         let moving = if request.keep_addresses { moving(original) } else { Vec::new() };
         let name = &request.ticket.to_string()[..12];
         let silences = silence(docker, original, &moving, name).await?;
@@ -144,7 +179,8 @@ impl Staged {
         let arrivals = arrivals(request);
         let images = make_images(&arrivals, request)?;
         let lazy = LazyServer::listen(&images)?;
-        intake.place(places(docker, original, id, &holder, &images).await?);
+        trees.insert(LAYER, holder.rootfs.clone());
+        intake.place(places(docker, original, id, &holder, &images, trees).await?);
         server.restore(restore_spec(request, &images)).await.map_err(|e| {
             StagingError::Failed(format!("the holder does not take the order: {e}"))
         })?;
@@ -161,6 +197,7 @@ impl Staged {
             silences,
             directory,
             arrivals,
+            made: Made::default(),
             policy,
         })
     }
@@ -174,9 +211,10 @@ impl Staged {
     async fn remove(self) {
         // Docker removes nothing that it is still starting.
         let _ = tokio::time::timeout(Duration::from_secs(10), self.starting).await;
-        if let Err(error) = self.docker.remove(&self.id).await {
+        if let Err(error) = self.docker.discard(&self.id).await {
             tracing::warn!("the staged container stays: {error}");
         }
+        mounts::undo(&self.docker, &self.made).await;
         lift_all(&self.silences).await;
         let _ = self.directory.remove();
         remove_all(&self.arrivals);
@@ -200,7 +238,7 @@ impl Staged {
 
 /// Removes what an agent that died left of a container that never ran.
 pub async fn remove_leftover(docker: &Docker, id: &str) {
-    if let Err(error) = docker.remove(id).await {
+    if let Err(error) = docker.discard(id).await {
         tracing::warn!("cannot remove the staged container {id}: {error}");
     }
     if let Some(directory) = StageDir::at(Path::new(STAGE_ROOT), id) {
@@ -286,17 +324,16 @@ async fn places(
     id: &str,
     holder: &HolderUp,
     images: &Path,
+    trees: BTreeMap<TreeId, PathBuf>,
 ) -> Result<Places, StagingError> {
-    Ok(Places {
-        images: images.to_owned(),
-        rootfs: holder.rootfs.clone(),
-        files: ApplyOptions {
-            allow_devices: true,
-            room: Room::UNLIMITED,
-            keep: docker_own(&holder.bind_mounts),
-        },
-        log: log_file(original, &docker.root().await?, id),
-    })
+    let options = |tree: TreeId| ApplyOptions {
+        allow_devices: true,
+        room: Room::UNLIMITED,
+        keep: if tree == LAYER { docker_own(&holder.bind_mounts) } else { Exclude::default() },
+    };
+    let trees = trees.into_iter().map(|(tree, root)| (tree, (root, options(tree)))).collect();
+    let log = log_file(original, &docker.root().await?, id);
+    Ok(Places { images: images.to_owned(), trees, log })
 }
 
 /// Where Docker keeps the log of container `id`: as on the source, below this

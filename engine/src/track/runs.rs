@@ -51,6 +51,26 @@ impl Runs {
         self.0
     }
 
+    /// The set in stretches of at most `most` pages each, in order.
+    pub fn stretches(&self, most: u64) -> impl Iterator<Item = Self> + '_ {
+        let mut runs = self.0.iter().copied();
+        let mut rest: Option<PageRun> = None;
+        std::iter::from_fn(move || {
+            let mut stretch = Self::default();
+            let mut room = most.max(1);
+            while room > 0 {
+                let Some(run) = rest.take().or_else(|| runs.next()) else { break };
+                let count = run.count.0.min(room);
+                stretch.push(run.start.0, run.start.0 + count);
+                room -= count;
+                if count < run.count.0 {
+                    rest = Some(PageRun::new(run.start.0 + count, run.count.0 - count));
+                }
+            }
+            (!stretch.is_empty()).then_some(stretch)
+        })
+    }
+
     /// All pages of either set.
     pub fn union(&self, other: &Self) -> Self {
         let (mut a, mut b) = (self.0.iter().peekable(), other.0.iter().peekable());
@@ -139,6 +159,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn stretches_are_the_set_in_order(set in runs(), most in 1_u64..20) {
+            let parts: Vec<_> = set.stretches(most).collect();
+            let together: Vec<u64> = parts.iter().flat_map(model).collect();
+            prop_assert_eq!(together, model(&set).into_iter().collect::<Vec<_>>());
+            let (last, full) = parts.split_last().map_or((None, &[][..]), |(l, f)| (Some(l), f));
+            prop_assert!(full.iter().all(|part| part.pages().0 == most));
+            prop_assert!(last.is_none_or(|part| sound(part) && part.pages().0 <= most));
+        }
+
         #[test]
         fn the_algebra_is_that_of_sets(a in runs(), b in runs()) {
             let (x, y) = (model(&a), model(&b));

@@ -3,7 +3,7 @@
 use blip_engine::handover::{
     Source, SourceAction, SourceEvent, Target, TargetAction, TargetEvent, Ticket, Verdict,
 };
-use blip_engine::ledger::{TargetRecord, TargetStep};
+use blip_engine::ledger::{Made, TargetRecord, TargetStep};
 
 /// From source to target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -287,7 +287,8 @@ impl TargetEnd {
 
     fn verdict_of_the_ledger(&mut self) -> Verdict {
         let (container, source) = (Some("container".to_owned()), "source".to_owned());
-        let record = TargetRecord { ticket: Ticket(1), container, step: self.disk, source };
+        let (ticket, made) = (Ticket(1), Made::default());
+        let record = TargetRecord { ticket, container, step: self.disk, source, made };
         let verdict = record.verdict(self.body == Body::Runs);
         if verdict == Verdict::NeverRan {
             self.disk = TargetStep::Burned;

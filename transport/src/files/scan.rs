@@ -146,6 +146,8 @@ pub struct Scanner {
     tree: Tree,
     exclude: Exclude,
     device: u64,
+    /// The only name of the root that travels; the root itself then does not.
+    only: Option<Vec<u8>>,
     /// Whether writes through mappings leave a mark on this file system.
     marks_mapped_writes: bool,
 }
@@ -167,8 +169,17 @@ impl Scanner {
             tree,
             exclude,
             device,
+            only: None,
             marks_mapped_writes: !matches!(magic, TMPFS_MAGIC | RAMFS_MAGIC),
         })
+    }
+
+    /// A tree of which only the entry `name` of its root travels: a single
+    /// file, in a directory that means nothing. The target's directory may
+    /// hold other things; they stay.
+    pub fn open_entry(root: &Path, name: &[u8]) -> Result<Self, ScanError> {
+        let only = Some(name.to_vec());
+        Ok(Self { only, ..Self::open(root, Tree::Plain, Exclude::default())? })
     }
 
     /// Sends into `sink` what differs from `known` and returns what the target

@@ -36,6 +36,7 @@ mod dial;
 mod frame;
 mod hello;
 mod listen;
+mod pacer;
 pub mod settings;
 mod socket;
 mod urgent;

@@ -58,6 +58,13 @@ impl DecodedBatch {
         Entries { batch: self, item: 0, page: 0, name: 0 }
     }
 
+    /// The pages it brings; not those it drops.
+    pub fn runs(&self) -> impl Iterator<Item = (SpaceId, PageRun)> {
+        let brings = |kind| !matches!(kind, Kind::Drop | Kind::DropSpace);
+        let items = self.plan.items.iter().filter(move |item| brings(item.kind));
+        items.map(|item| (item.space, item.run))
+    }
+
     /// This batch's place in the order of the migration.
     pub fn id(&self) -> BatchId {
         self.id

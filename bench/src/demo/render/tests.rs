@@ -21,6 +21,7 @@ fn example() -> DemoReport {
         bytes_raw: dirty * 4096,
         bytes_wire,
         ms,
+        ..RoundReport::default()
     };
     let phase = |phase: &str, ms| PhaseTime { phase: phase.into(), ms };
     let digest = Digest { keys: 85_213, bytes: 268_467_311, blake3: "3f9ac07e55d1b2a4c6".into() };

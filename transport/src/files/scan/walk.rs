@@ -135,6 +135,9 @@ impl<'a, 'w> Walk<'a, 'w> {
         stat: &Stat,
         known: Option<&Node>,
     ) -> Result<(Digest, bool, bool), ScanError> {
+        if self.path.is_empty() && self.scanner.only.is_some() {
+            return Ok((NOTHING, false, false));
+        }
         let mut meta = self.meta(&xattr::Of::open(fd), stat)?;
         let said = interpret(self.scanner.tree, &mut meta.xattrs);
         self.resolvable(said.elsewhere)?;
@@ -235,7 +238,7 @@ impl<'a, 'w> Walk<'a, 'w> {
                 Err(errno) => return Err(self.failed("list", errno)),
             };
             let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." && !self.excluded(name) {
+            if name != b"." && name != b".." && self.wanted(name) {
                 names.push(name.to_vec());
             }
         }
@@ -353,8 +356,12 @@ impl<'a, 'w> Walk<'a, 'w> {
         self.writer.put(record, &[]).map_err(|source| ScanError::Sink { path: self.here(), source })
     }
 
-    pub(super) fn excluded(&self, name: &[u8]) -> bool {
-        !self.scanner.exclude.is_empty() && self.scanner.exclude.covers(&self.below(name))
+    /// Whether an entry of the directory at hand travels.
+    fn wanted(&self, name: &[u8]) -> bool {
+        let Scanner { only, exclude, .. } = self.scanner;
+        let chosen = |only: &Vec<u8>| !self.path.is_empty() || only == name;
+        only.as_ref().is_none_or(chosen)
+            && (exclude.is_empty() || !exclude.covers(&self.below(name)))
     }
 
     /// The path of `name` in the directory at hand.

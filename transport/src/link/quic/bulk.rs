@@ -1,9 +1,10 @@
 //! Bulk streams: many frames one way, below everything urgent.
 
 use super::frame::{FrameReader, FrameWriter, decode};
+use super::pacer::Paced;
 use super::settings::Priority;
 use crate::link::LinkError;
-use crate::units::Round;
+use crate::units::{Round, TreeId};
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,9 @@ const MAX_HEAD: usize = 64;
 pub enum StreamKind {
     /// Page batches of one round.
     Pages(Round),
-    /// Parts of files of one round.
-    Files(Round),
+    /// What changed in one tree of files. A tree's rounds are counted from 0
+    /// and have to be applied in this order.
+    Files(TreeId, Round),
     /// Named blobs: read them with [`BlobReceiver`](super::BlobReceiver).
     Blobs,
 }
@@ -29,7 +31,7 @@ impl StreamKind {
     fn name(self) -> &'static str {
         match self {
             Self::Pages(_) => "pages",
-            Self::Files(_) => "files",
+            Self::Files(..) => "files",
             Self::Blobs => "blobs",
         }
     }
@@ -47,8 +49,10 @@ impl BulkSender {
         stream: SendStream,
         kind: StreamKind,
         priority: Priority,
+        paced: Paced,
     ) -> Result<Self, LinkError> {
-        let mut frames = FrameWriter::new(stream, kind.name(), MAX_HEAD, priority.0);
+        let writer = FrameWriter::new(stream, kind.name(), MAX_HEAD, priority.0);
+        let mut frames = writer.paced(paced);
         frames.send_message(&kind).await?;
         frames.becomes(kind.name(), MAX_BULK_FRAME);
         Ok(Self { frames, finished: false })

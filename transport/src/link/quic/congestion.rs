@@ -5,15 +5,16 @@
 //! whole receive window queued somewhere on the way, where urgent data cannot
 //! overtake it, and the first loss cuts a number so large that the cut is not
 //! felt. So the window stops at
-//! [`max_in_flight`](super::Settings::max_in_flight).
+//! [`max_in_flight`](super::Settings::max_in_flight), or where a path that is
+//! longer than a LAN is full.
 
-use super::settings::INITIAL_WINDOW;
+use super::settings::{INITIAL_WINDOW, STREAM_WINDOW};
 use crate::units::ByteSize;
 use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn_proto::RttEstimator;
 use std::any::Any;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Makes a capped Cubic for every connection.
 pub(super) struct CappedCubic {
@@ -37,6 +38,17 @@ impl ControllerFactory for CappedCubic {
     }
 }
 
+/// Rate that a path is given room for, whatever its length: 10 Gbit/s.
+const PATH_RATE: f64 = 1.25e9;
+/// Most of it: what one stream's receive window takes.
+const LONGEST: u64 = STREAM_WINDOW as u64;
+
+/// Bytes in flight that fill a path of this round trip. The shortest one seen
+/// is the path's own; a longer one is a queue that must not be fed.
+fn need_of(shortest_rtt: Duration) -> u64 {
+    ((PATH_RATE * shortest_rtt.as_secs_f64()) as u64).min(LONGEST)
+}
+
 struct Capped {
     inner: Box<dyn Controller>,
     ceiling: u64,
@@ -55,6 +67,7 @@ impl Controller for Capped {
         app_limited: bool,
         rtt: &RttEstimator,
     ) {
+        self.ceiling = self.ceiling.max(need_of(rtt.min()));
         // Beyond the ceiling nothing may grow, or a loss would not be felt.
         if self.inner.window() < self.ceiling {
             self.inner.on_ack(now, sent, bytes, app_limited, rtt);

@@ -4,11 +4,12 @@ use super::blob::BlobSender;
 use super::bulk::{BulkReceiver, BulkSender, StreamKind};
 use super::control::Control;
 use super::frame::{FrameReader, lost, why_lost};
+use super::pacer::{Paced, Pacer};
 use super::settings::Priority;
 use super::urgent::{Urgent, UrgentServer};
 use crate::identity::Fingerprint;
 use crate::link::{LinkError, LostWhy};
-use crate::units::ByteSize;
+use crate::units::{Bandwidth, ByteSize};
 use quinn::VarInt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ struct Inner {
     software: String,
     /// A bulk stream whose head was being read when its reader was cancelled.
     headless: tokio::sync::Mutex<Option<FrameReader>>,
+    pacer: Arc<Pacer>,
 }
 
 /// Why a connection is closed, for programs; the text beside it is for people.
@@ -95,7 +97,8 @@ impl Connection {
         peer: Fingerprint,
         software: String,
     ) -> Self {
-        Self(Arc::new(Inner { quic, endpoint, peer, software, headless: Default::default() }))
+        let (headless, pacer) = Default::default();
+        Self(Arc::new(Inner { quic, endpoint, peer, software, headless, pacer }))
     }
 
     /// The QUIC connection itself, to misbehave on.
@@ -130,7 +133,7 @@ impl Connection {
         priority: Priority,
     ) -> Result<BulkSender, LinkError> {
         let stream = self.0.quic.open_uni().await.map_err(lost)?;
-        BulkSender::open(stream, kind, priority).await
+        BulkSender::open(stream, kind, priority, self.paced()).await
     }
 
     /// Opens a stream for a set of named blobs.
@@ -180,7 +183,17 @@ impl Connection {
     /// The connection is lost.
     pub async fn accept_urgent(&self) -> Result<UrgentServer, LinkError> {
         let (send, receive) = self.0.quic.accept_bi().await.map_err(lost)?;
-        Ok(UrgentServer::new(send, receive))
+        Ok(UrgentServer::new(send, receive, self.paced()))
+    }
+
+    /// Sets a ceiling on what this end sends in bulk and urgent streams from
+    /// now on, headers included; `None` lifts it.
+    pub fn limit(&self, ceiling: Option<Bandwidth>) {
+        self.0.pacer.limit(ceiling);
+    }
+
+    fn paced(&self) -> Paced {
+        Paced { pacer: self.0.pacer.clone(), quic: self.0.quic.clone() }
     }
 
     /// What the connection has done so far.

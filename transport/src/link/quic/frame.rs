@@ -1,5 +1,6 @@
 //! Frames: a little-endian `u32` length, then that many bytes.
 
+use super::pacer::{PIECE, Paced};
 use crate::link::{LinkError, LostWhy, error::clean};
 use bytes::{Bytes, BytesMut};
 use quinn::{ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
@@ -137,13 +138,21 @@ pub(super) struct FrameWriter {
     limit: usize,
     /// A frame has been begun and not ended.
     midway: bool,
+    /// What it waits for, if the connection has a ceiling.
+    paced: Option<Paced>,
 }
 
 impl FrameWriter {
     pub(super) fn new(stream: SendStream, name: &'static str, limit: usize, priority: i32) -> Self {
         // Fails only on a closed stream, which the first write reports better.
         let _ = stream.set_priority(priority);
-        Self { stream, name, limit, midway: false }
+        Self { stream, name, limit, midway: false, paced: None }
+    }
+
+    /// Keeps to the connection's ceiling from now on.
+    pub(super) fn paced(mut self, paced: Paced) -> Self {
+        self.paced = Some(paced);
+        self
     }
 
     pub(super) fn becomes(&mut self, name: &'static str, limit: usize) {
@@ -167,9 +176,23 @@ impl FrameWriter {
         head.extend_from_slice(&length.to_le_bytes());
         head.extend_from_slice(prefix);
         self.midway = true;
-        let written = self.stream.write_all_chunks(&mut [head.freeze(), body]).await;
+        let written = self.write(head.freeze(), body).await;
         self.midway = false;
         written.map_err(|error| write_failed(error, self.name))
+    }
+
+    async fn write(&mut self, head: Bytes, mut body: Bytes) -> Result<(), WriteError> {
+        let Some(paced) = self.paced.as_ref().filter(|paced| paced.is_on()) else {
+            return self.stream.write_all_chunks(&mut [head, body]).await;
+        };
+        paced.take(head.len()).await;
+        self.stream.write_chunk(head).await?;
+        while !body.is_empty() {
+            let piece = body.split_to(body.len().min(PIECE));
+            paced.take(piece.len()).await;
+            self.stream.write_chunk(piece).await?;
+        }
+        Ok(())
     }
 
     /// Sends `message` as one frame of postcard after `prefix`.

@@ -5,6 +5,7 @@
 //! and raw bytes.
 
 use super::frame::{FrameReader, FrameWriter, decode, encode};
+use super::pacer::Paced;
 use super::settings::Priority;
 use crate::link::LinkError;
 use bytes::{Buf, Bytes};
@@ -191,8 +192,9 @@ pub struct UrgentServer {
 pub struct UrgentReplies(Arc<tokio::sync::Mutex<FrameWriter>>);
 
 impl UrgentServer {
-    pub(super) fn new(send: SendStream, receive: RecvStream) -> Self {
+    pub(super) fn new(send: SendStream, receive: RecvStream, paced: Paced) -> Self {
         let writer = FrameWriter::new(send, NAME, NUMBER + MAX_URGENT_REPLY, Priority::URGENT.0);
+        let writer = writer.paced(paced);
         Self {
             requests: FrameReader::new(receive, NAME, NUMBER + MAX_URGENT_REQUEST),
             replies: UrgentReplies(Arc::new(tokio::sync::Mutex::new(writer))),

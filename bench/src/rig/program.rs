@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 ///
 /// # Errors
 /// When there is none, with the command that builds it.
-pub(super) fn blip(given: Option<&Path>) -> Result<PathBuf> {
+pub fn blip(given: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = given {
         anyhow::ensure!(path.is_file(), "there is no program at {}", path.display());
         return Ok(path.to_owned());

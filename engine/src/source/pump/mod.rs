@@ -6,6 +6,9 @@
 //! **Invariant**: a page is read only after the scan that reported it, so that
 //! a write in between is reported by the next scan.
 
+mod books;
+
+use super::gauge::{Brake, Gauge};
 use crate::event::{RoundReport, millis};
 use crate::track::read::{ReadError, Reader};
 use crate::track::runs::Runs;
@@ -16,6 +19,8 @@ use blip_transport::link::quic::{Connection, Priority, StreamKind};
 use blip_transport::page::{PageAt, PageIndex, PageRun, SpaceId};
 use blip_transport::units::{ByteSize, PageCount, Round};
 use blip_transport::wire::{Batch, RawBatch};
+use books::Books;
+pub use books::Take;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -26,6 +31,8 @@ const LEVEL: i32 = 1;
 const DELTA_CACHE: ByteSize = ByteSize(64 << 20);
 /// Batches that may wait for the compressor or for the link.
 const QUEUE: usize = 4;
+/// Pages read between two looks at the brake.
+const STRETCH: u64 = 256;
 
 /// What went wrong in a round.
 #[derive(Debug, thiserror::Error)]
@@ -49,14 +56,22 @@ pub struct Pump {
     tracker: Box<dyn Tracker>,
     reader: Reader,
     encoder: Encoder,
-    /// Owner of each space, as this host numbers it.
-    owners: BTreeMap<SpaceId, i32>,
-    /// What the last scan found resident.
-    resident: BTreeMap<SpaceId, Vec<PageRun>>,
+    books: Books,
     /// Resident pages that the target is known to hold.
     confirmed: BTreeMap<SpaceId, Runs>,
-    /// What the last two scans found dirty: the pages to bring first.
-    hot: [BTreeMap<SpaceId, Vec<PageRun>>; 2],
+}
+
+/// One round to be made.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Its number.
+    pub round: Round,
+    /// The container's processes.
+    pub tasks: Vec<Task>,
+    /// What they do meanwhile.
+    pub stop: Stop,
+    /// Which of the dirty pages go.
+    pub take: Take,
 }
 
 /// What a finished round did.
@@ -66,6 +81,10 @@ pub struct RoundDone {
     pub report: RoundReport,
     /// Batches the target must have applied.
     pub batches: u32,
+    /// All pages with content.
+    pub resident: PageCount,
+    /// Dirty pages that were dirty in the round before, too.
+    pub hot: PageCount,
 }
 
 impl Pump {
@@ -76,41 +95,36 @@ impl Pump {
             tracker,
             reader: Reader::new(),
             encoder: Encoder::new(options),
-            owners: BTreeMap::new(),
-            resident: BTreeMap::new(),
+            books: Books::default(),
             confirmed: BTreeMap::new(),
-            hot: Default::default(),
         }
     }
 
-    /// Copies what changed in `tasks` since the last round.
+    /// Copies what changed in the tasks since the last round.
     pub async fn round(
         self,
-        round: Round,
-        tasks: Vec<Task>,
-        stop: Stop,
+        order: Order,
+        gauge: &Gauge,
         link: &Connection,
     ) -> Result<(Self, RoundDone), PumpError> {
-        let begun = Instant::now();
-        let work = move |pump: &mut Self, out: &Sink| pump.scan_and_read(round, &tasks, stop, out);
+        let (begun, round, stop) = (Instant::now(), order.round, order.stop);
+        let _brake = Brake(gauge);
+        let gauge = gauge.clone();
+        let work = move |pump: &mut Self, out: &Sink| pump.scan_and_read(&order, &gauge, out);
         let (pump, (tally, found), wire) = self.stream(round, link, work).await?;
         let cost = pump.tracker.stats().last;
         let report = RoundReport {
-            round,
             frozen: stop == Stop::Frozen,
             scanned: found.scanned,
             dirty: found.dirty,
-            sent: tally.data + tally.delta,
-            zero: tally.zero,
-            unchanged: tally.unchanged,
-            deduplicated: tally.deduplicated,
-            held_back: PageCount(0),
-            bytes_raw: found.dirty.bytes(),
+            held_back: pump.books.held_pages(),
             bytes_wire: wire,
             ms: millis(begun.elapsed()),
             stall_ms: millis(cost.stop_max),
+            ..tallied(round, &tally)
         };
-        Ok((pump, RoundDone { report, batches: tally.batches }))
+        let (batches, hot, resident) = (tally.batches, found.hot, found.resident);
+        Ok((pump, RoundDone { report, batches, resident, hot }))
     }
 
     /// Sends the given pages of the frozen container, whatever is known of
@@ -121,26 +135,50 @@ impl Pump {
         pages: Vec<PageAt>,
         link: &Connection,
     ) -> Result<(Self, RoundDone), PumpError> {
-        let begun = Instant::now();
         let count = PageCount(pages.len() as u64);
         let work = move |pump: &mut Self, out: &Sink| pump.read_again(round, &pages, out);
+        self.extra(round, count, link, work).await
+    }
+
+    /// Sends every page of the frozen container that the target does not hold,
+    /// those dirtied last first.
+    pub async fn push(
+        self,
+        round: Round,
+        link: &Connection,
+    ) -> Result<(Self, RoundDone), PumpError> {
+        let owed = self.owed();
+        let count = PageCount(owed.iter().map(|(_, runs)| runs.pages().0).sum());
+        let work = move |pump: &mut Self, out: &Sink| {
+            pump.encoder.begin_round(round);
+            let gauge = Gauge::default();
+            for (space, runs) in &owed {
+                pump.read(*space, runs, Stop::Frozen, &gauge, out)?;
+            }
+            Ok(pump.finish(out))
+        };
+        self.extra(round, count, link, work).await
+    }
+
+    async fn extra(
+        self,
+        round: Round,
+        count: PageCount,
+        link: &Connection,
+        work: impl FnOnce(&mut Self, &Sink) -> Result<RoundTally, PumpError> + Send + 'static,
+    ) -> Result<(Self, RoundDone), PumpError> {
+        let begun = Instant::now();
         let (pump, tally, wire) = self.stream(round, link, work).await?;
         let report = RoundReport {
-            round,
             frozen: true,
             scanned: count,
             dirty: count,
-            sent: tally.data + tally.delta,
-            zero: tally.zero,
-            unchanged: tally.unchanged,
-            deduplicated: tally.deduplicated,
-            held_back: PageCount(0),
-            bytes_raw: count.bytes(),
             bytes_wire: wire,
             ms: millis(begun.elapsed()),
-            stall_ms: 0.0,
+            ..tallied(round, &tally)
         };
-        Ok((pump, RoundDone { report, batches: tally.batches }))
+        let batches = tally.batches;
+        Ok((pump, RoundDone { report, batches, resident: count, hot: PageCount(0) }))
     }
 
     /// Runs `work` on a blocking thread while its batches are compressed on
@@ -172,21 +210,29 @@ impl Pump {
 
     fn scan_and_read(
         &mut self,
-        round: Round,
-        tasks: &[Task],
-        stop: Stop,
+        order: &Order,
+        gauge: &Gauge,
         out: &Sink,
     ) -> Result<(RoundTally, Found), PumpError> {
-        self.encoder.begin_round(round);
-        let scan = self.tracker.scan_against(tasks, stop, &self.encoder)?;
-        let found = Found::of(&scan);
+        self.encoder.begin_round(order.round);
+        let scan = self.tracker.scan_against(&order.tasks, order.stop, &self.encoder)?;
+        let mut found = Found::of(&scan);
         self.forget(&scan);
-        for space in &scan.spaces {
-            self.owners.insert(space.space, space.pid);
-            self.read(space.pid, space.space, &space.dirty, stop, out)?;
+        let shares: Vec<_> =
+            scan.spaces.iter().map(|space| self.books.share(space, order.take)).collect();
+        gauge.found(PageCount(shares.iter().map(|share| share.read.pages().0).sum()));
+        for (space, mut share) in scan.spaces.iter().zip(shares) {
+            found.hot += share.hot;
+            self.books.owners.insert(space.space, space.pid);
+            let unread = self.read(space.space, &share.read, order.stop, gauge, out)?;
+            if order.take == Take::Nothing {
+                self.leave(space.space, &share.kept);
+            }
+            share.kept = share.kept.union(&unread);
+            self.books.hold(space.space, share.kept);
         }
         let tally = self.finish(out);
-        self.remember(scan);
+        self.books.remember(scan);
         Ok((tally, found))
     }
 
@@ -199,27 +245,51 @@ impl Pump {
         self.encoder.begin_round(round);
         for &page in pages {
             self.encoder.resend(page);
-            let Some(&pid) = self.owners.get(&page.space) else { continue };
             let run = PageRun { start: page.index, count: PageCount(1) };
-            self.read(pid, page.space, &[run], Stop::Frozen, out)?;
+            let run = Runs::from([run].as_slice());
+            self.read(page.space, &run, Stop::Frozen, &Gauge::default(), out)?;
         }
         Ok(self.finish(out))
     }
 
+    /// Reads and encodes; answers what it did not get to.
     fn read(
         &mut self,
-        pid: i32,
         space: SpaceId,
-        runs: &[PageRun],
+        runs: &Runs,
         stop: Stop,
+        gauge: &Gauge,
         out: &Sink,
-    ) -> Result<(), PumpError> {
+    ) -> Result<Runs, PumpError> {
+        let Some(&pid) = self.books.owners.get(&space) else { return Ok(Runs::default()) };
         let encoder = &mut self.encoder;
-        self.reader.each(pid, runs, stop, |run, bytes| {
-            encoder.pages(space, run, bytes);
-            out.take_from(encoder);
-        })?;
-        Ok(())
+        let mut stretches = runs.stretches(STRETCH);
+        while !gauge.is_cut() {
+            let Some(stretch) = stretches.next() else { return Ok(Runs::default()) };
+            self.reader.each(pid, stretch.as_slice(), stop, |run, bytes| {
+                encoder.pages(space, run, bytes);
+                out.take_from(encoder);
+            })?;
+            gauge.read(stretch.pages());
+        }
+        let mut unread = Runs::default();
+        for stretch in stretches {
+            for run in stretch.as_slice() {
+                unread.push(run.start.0, run.end());
+            }
+        }
+        Ok(unread)
+    }
+
+    /// The target's copies of these pages are old, and will not be renewed
+    /// before the container runs: it must not use them.
+    fn leave(&mut self, space: SpaceId, left: &Runs) {
+        for &run in left.as_slice() {
+            self.encoder.forget(space, run);
+        }
+        if let Some(confirmed) = self.confirmed.get_mut(&space) {
+            *confirmed = confirmed.subtract(left);
+        }
     }
 
     fn finish(&mut self, out: &Sink) -> RoundTally {
@@ -233,10 +303,10 @@ impl Pump {
     fn forget(&mut self, scan: &Scan) {
         for &space in &scan.gone {
             self.encoder.forget_space(space);
-            self.owners.remove(&space);
+            self.books.owners.remove(&space);
         }
         for space in &scan.spaces {
-            let known = self.resident.get(&space.space);
+            let known = self.books.resident.get(&space.space);
             if space.restarted {
                 self.encoder.forget_space(space.space);
                 self.confirmed.remove(&space.space);
@@ -246,19 +316,6 @@ impl Pump {
                 self.encoder.retain(space.space, &space.resident);
             }
         }
-    }
-
-    fn remember(&mut self, scan: Scan) {
-        let first = self.resident.is_empty();
-        let mut dirty = BTreeMap::new();
-        self.resident.clear();
-        for space in scan.spaces {
-            dirty.insert(space.space, space.dirty);
-            self.resident.insert(space.space, space.resident);
-        }
-        self.hot.swap(0, 1);
-        // A first scan finds everything dirty, which says nothing.
-        self.hot[1] = if first { BTreeMap::new() } else { dirty };
     }
 
     /// The target could make nothing of these pages: the next scan reports them
@@ -276,42 +333,32 @@ impl Pump {
 
     /// Every page of the container that is ours to bring, as of the last scan.
     pub fn resident(&self) -> &BTreeMap<SpaceId, Vec<PageRun>> {
-        &self.resident
+        &self.books.resident
     }
 
     /// The memory that is ours to bring.
     pub fn memory(&self) -> ByteSize {
-        let runs = self.resident.values().flatten();
+        let runs = self.books.resident.values().flatten();
         PageCount(runs.map(|run| run.count.0).sum()).bytes()
     }
 
     /// Pages of a space that were dirty in the last two scans.
     pub fn hot(&self, space: SpaceId) -> Vec<PageRun> {
-        let latest_first = self.hot.iter().rev();
-        latest_first.filter_map(|scan| scan.get(&space)).flatten().copied().collect()
+        self.books.hot(space)
     }
 
     /// Notes which resident pages the target holds, so that the same question
     /// inside the freeze is about the few others only. What is written later is
     /// offered again and is held then, too.
     pub fn confirm(&mut self) {
-        for (&space, runs) in &self.resident {
-            let mut held = Runs::default();
-            for index in runs.iter().flat_map(|run| run.pages()) {
-                if self.encoder.holds(PageAt { space, index }) {
-                    held.push(index.0, index.0 + 1);
-                }
-            }
-            self.confirmed.insert(space, held);
+        for (&space, runs) in &self.books.resident {
+            self.confirmed.insert(space, self.held_of(space, runs));
         }
     }
 
     /// Those of `runs` that the target does not hold as they are now.
     pub fn absent(&self, space: SpaceId, runs: &[PageRun]) -> Vec<PageAt> {
-        let mut asked = Runs::default();
-        for run in runs {
-            asked.push(run.start.0, run.end());
-        }
+        let asked = Runs::from(runs);
         let left = match self.confirmed.get(&space) {
             Some(confirmed) => asked.subtract(confirmed),
             None => asked,
@@ -320,9 +367,34 @@ impl Pump {
         pages.map(|index| PageAt { space, index }).filter(|&at| !self.encoder.holds(at)).collect()
     }
 
+    /// Resident pages that the target does not hold, in the order in which to
+    /// bring them: what the container wrote last it will need first.
+    fn owed(&self) -> Vec<(SpaceId, Runs)> {
+        let mut first = Vec::new();
+        let mut then = Vec::new();
+        for (&space, runs) in &self.books.resident {
+            let owed = Runs::from(runs.as_slice()).subtract(&self.held_of(space, runs));
+            let hot = Runs::from(self.hot(space).as_slice()).intersect(&owed);
+            then.push((space, owed.subtract(&hot)));
+            first.push((space, hot));
+        }
+        first.append(&mut then);
+        first
+    }
+
+    fn held_of(&self, space: SpaceId, runs: &[PageRun]) -> Runs {
+        let mut held = Runs::default();
+        for index in runs.iter().flat_map(|run| run.pages()) {
+            if self.encoder.holds(PageAt { space, index }) {
+                held.push(index.0, index.0 + 1);
+            }
+        }
+        held
+    }
+
     /// Reads pages of the frozen container for a target that asks.
     pub fn fetch(&self) -> Fetcher {
-        Fetcher { owners: self.owners.clone(), reader: Reader::new() }
+        Fetcher { owners: self.books.owners.clone(), reader: Reader::new() }
     }
 }
 
@@ -347,7 +419,9 @@ impl Fetcher {
 #[derive(Clone, Copy, Debug, Default)]
 struct Found {
     scanned: PageCount,
+    resident: PageCount,
     dirty: PageCount,
+    hot: PageCount,
 }
 
 impl Found {
@@ -355,9 +429,27 @@ impl Found {
         let mut found = Self::default();
         for space in &scan.spaces {
             found.scanned += space.scanned;
-            found.dirty += PageCount(space.dirty.iter().map(|run| run.count.0).sum());
+            found.dirty += count(&space.dirty);
+            found.resident += count(&space.resident);
         }
         found
+    }
+}
+
+fn count(runs: &[PageRun]) -> PageCount {
+    PageCount(runs.iter().map(|run| run.count.0).sum())
+}
+
+/// A report of what the encoder did.
+fn tallied(round: Round, tally: &RoundTally) -> RoundReport {
+    RoundReport {
+        round,
+        sent: tally.data + tally.delta,
+        zero: tally.zero,
+        unchanged: tally.unchanged,
+        deduplicated: tally.deduplicated,
+        bytes_raw: tally.seen.bytes(),
+        ..RoundReport::default()
     }
 }
 

@@ -1,0 +1,34 @@
+//! The bench: scenarios × links × arms × repeats, each run verified, each
+//! sample on disk before the next run begins.
+//!
+//! An *arm* is one of the ways that are compared: nothing at all, blip with
+//! certain flags, or a peer. Within a scenario and a link arms take turns
+//! (A B C A B C …), so that a machine that grows slower in the course of an
+//! hour slows all of them down alike.
+//!
+//! | file | what |
+//! |---|---|
+//! | `plan.toml` | what was asked for, as it was understood |
+//! | `environment.json` | where it ran |
+//! | `samples.jsonl` | one [`Sample`] a line, in the order of the runs |
+//! | `traces/*.json` | one [`Trace`] a run: the client's timeline, blip's events |
+//!
+//! **Invariants**: a sample is written once, as a whole line; a run that has
+//! one is not repeated when the bench is started again; what a client saw comes
+//! from the probe alone; nothing is subtracted from anything.
+
+mod command;
+pub mod environment;
+mod noise;
+pub mod plan;
+pub mod record;
+mod resident;
+mod runner;
+pub mod sample;
+pub mod scenario;
+
+pub use command::RunCommand;
+pub use plan::{Arm, Cell, Link, Plan, Way};
+pub use record::Record;
+pub use sample::{Sample, Trace};
+pub use scenario::{Load, Scenario};

@@ -1,0 +1,296 @@
+//! Making the runs of a plan, one after the other.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use super::environment::unix_now;
+use super::noise;
+use super::plan::{Arm, Cell, Link, Plan, Way};
+use super::record::Record;
+use super::resident::{self, Resident};
+use super::sample::{ClientSide, Ended, Sample, Trace, WorkloadSide};
+use super::scenario::{Load, Scenario};
+use crate::demo::report::{MigrateReport, Outcome};
+use crate::probe::{Probe, Spec};
+use crate::rig::{Order, Rig};
+
+/// The container's name.
+const CONTAINER: &str = "workload";
+
+/// How many counters the client goes round.
+const COUNTERS: u32 = 100;
+
+/// How long nothing is done where nothing is to be moved.
+const NOTHING: Duration = Duration::from_secs(2);
+
+/// Where runs are made.
+pub(super) struct Runner<'a> {
+    rig: &'a Rig,
+    plan: &'a Plan,
+    /// `blip-bench`, for the writer's image.
+    program: PathBuf,
+    has_writer: bool,
+    link: Option<Link>,
+    resident: Option<(Resident, Side)>,
+}
+
+/// The host that has the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    A,
+    B,
+}
+
+impl Side {
+    fn name(self) -> &'static str {
+        match self {
+            Side::A => "a",
+            Side::B => "b",
+        }
+    }
+
+    fn other(self) -> Side {
+        match self {
+            Side::A => Side::B,
+            Side::B => Side::A,
+        }
+    }
+}
+
+/// What came of an order to migrate.
+#[derive(Default)]
+struct Moved {
+    ended: Ended,
+    why: Option<String>,
+    report: Option<MigrateReport>,
+    events: Vec<Value>,
+}
+
+impl<'a> Runner<'a> {
+    pub(super) fn new(rig: &'a Rig, plan: &'a Plan, program: &Path) -> Self {
+        let program = program.to_owned();
+        Runner { rig, plan, program, has_writer: false, link: None, resident: None }
+    }
+
+    /// Makes all runs that the record does not have, and tells each as it is
+    /// done.
+    ///
+    /// # Errors
+    /// When the record cannot be written. A run that fails is a sample that
+    /// says so.
+    pub(super) fn run(
+        &mut self,
+        record: &mut Record,
+        tell: &mut dyn FnMut(&Cell, Option<&Sample>),
+    ) -> Result<()> {
+        for cell in
+            self.plan.cells().into_iter().filter(|cell| !record.has(cell)).collect::<Vec<_>>()
+        {
+            tell(&cell, None);
+            let (sample, trace) = self.one(&cell);
+            record.add(&sample, &trace)?;
+            tell(&cell, Some(&sample));
+        }
+        Ok(())
+    }
+
+    /// Puts everything back as it was.
+    pub(super) fn clean(&mut self) -> Result<()> {
+        self.rig.remove(CONTAINER);
+        self.shape(Link { bits: None })
+    }
+
+    fn one(&mut self, cell: &Cell) -> (Sample, Trace) {
+        let began_unix_s = unix_now();
+        let (mut sample, mut trace) = self.measure(cell).unwrap_or_else(|why| {
+            let why = Some(format!("{why:#}"));
+            (Sample { ended: Ended::Failed, why, ..Sample::default() }, Trace::default())
+        });
+        let sound = matches!(sample.ended, Ended::Nothing | Ended::Moved | Ended::Kept);
+        if !sound || !sample.verified {
+            // Whatever is left is not a place to go on from.
+            self.resident = None;
+        }
+        (sample.cell, sample.began_unix_s) = (cell.clone(), began_unix_s);
+        trace.cell = cell.clone();
+        (sample, trace)
+    }
+
+    fn measure(&mut self, cell: &Cell) -> Result<(Sample, Trace)> {
+        let find = |name: &str| self.plan.scenarios.iter().find(|s| s.name == name);
+        let scenario = find(&cell.scenario).context("a scenario of the plan")?.clone();
+        let arm = self.plan.arms.iter().find(|a| a.name == cell.arm);
+        let arm = arm.context("an arm of the plan")?.clone();
+        let link = self.plan.links.iter().find(|l| l.to_string() == cell.link);
+        self.bring(&scenario)?;
+        self.shape(*link.context("a link of the plan")?)?;
+        let measured = self.under_load(&arm);
+        // Filling and checking need not wait for a slow link.
+        self.shape(Link { bits: None })?;
+        measured
+    }
+
+    /// The container of this scenario, sound and filled.
+    fn bring(&mut self, scenario: &Scenario) -> Result<()> {
+        if self.resident.as_ref().is_some_and(|(r, _)| r.scenario == *scenario) {
+            return Ok(());
+        }
+        self.shape(Link { bits: None })?;
+        self.resident = None;
+        self.rig.remove(CONTAINER);
+        if matches!(scenario.load, Load::Writer(_)) && !self.has_writer {
+            self.rig.lab().add_image(resident::WRITER_IMAGE, &self.program)?;
+            self.has_writer = true;
+        }
+        let ip = self.rig.lab().container_address(0);
+        let addr = resident::start(self.rig.host("a")?, CONTAINER, ip, &scenario.load)?;
+        let resident = Resident::settle(self.rig.place(), scenario, addr)?;
+        self.resident = Some((resident, Side::A));
+        Ok(())
+    }
+
+    /// Gives each host's cable this rate, as if it were its network card.
+    fn shape(&mut self, link: Link) -> Result<()> {
+        if self.link == Some(link) {
+            return Ok(());
+        }
+        for side in [Side::A, Side::B] {
+            self.rig.lab().rate_limit(side.name(), link.bandwidth())?;
+        }
+        self.link = Some(link);
+        Ok(())
+    }
+
+    /// The run itself: a client asks all the while, and everything is proved
+    /// at the end.
+    fn under_load(&mut self, arm: &Arm) -> Result<(Sample, Trace)> {
+        let (resident, from) = self.resident.as_ref().context("a workload in place")?;
+        let (place, from) = (self.rig.place(), *from);
+        let quiet = noise::Before::now();
+        let spec = Spec {
+            rate: self.plan.probe_rate,
+            counters: COUNTERS,
+            // A connection is given up when the migration is: a long downtime
+            // is to be measured, not to be fled from.
+            silence: self.plan.limit() + Duration::from_secs(60),
+            drain: Duration::from_secs(5),
+            ..Spec::new(resident.addr)
+        };
+        let probe = Probe::start(spec, place)?;
+        let stats = || resident.stats(place);
+        let at_first = stats();
+        std::thread::sleep(self.plan.margin());
+        let at_order = stats();
+        probe.mark("migrate");
+        let moved = self.migrate(&arm.way, from, &probe)?;
+        probe.mark("migrated");
+        std::thread::sleep(self.plan.margin() / 4);
+        let at_end = stats();
+        std::thread::sleep(self.plan.margin() - self.plan.margin() / 4);
+        let probe = probe.stop()?;
+        // Only when the client is done: the proof is heavy work.
+        let client = ClientSide::of(&probe);
+        self.shape_open()?;
+        let mut objections = resident.objections(place, &probe);
+        let now = self.rig.whereabouts(CONTAINER).map(|(host, _)| host.name().to_owned());
+        let should = if moved.ended == Ended::Moved { from.other() } else { from };
+        if now.as_deref() != Some(should.name()) {
+            let now = now.as_deref().unwrap_or("nowhere");
+            objections
+                .push(format!("the container is on {now} and should be on {}", should.name()));
+        }
+        let since = |from: Option<_>, to: Option<_>| {
+            let (from, to) = from.zip(to)?;
+            Some(crate::workload::writer::Stats::rate_since(&to, &from))
+        };
+        let sample = Sample {
+            direction: format!("{}→{}", from.name(), from.other().name()),
+            ended: moved.ended,
+            why: moved.why,
+            verified: objections.is_empty(),
+            objections,
+            workload: WorkloadSide {
+                rate_before: since(at_first, at_order),
+                rate_during: since(at_order, at_end),
+            },
+            noise: quiet.until_now(client.stall.longest_ms),
+            client,
+            migration: moved.report,
+            ..Sample::default()
+        };
+        let trace = Trace {
+            marks: probe.marks,
+            timeline: probe.timeline,
+            events: moved.events,
+            ..Trace::default()
+        };
+        if let Some((_, side)) = &mut self.resident {
+            *side = should;
+        }
+        Ok((sample, trace))
+    }
+
+    /// Lifts the limit without remembering it: `measure` does that.
+    fn shape_open(&self) -> Result<()> {
+        for side in [Side::A, Side::B] {
+            self.rig.lab().rate_limit(side.name(), None)?;
+        }
+        Ok(())
+    }
+
+    fn migrate(&self, way: &Way, from: Side, probe: &Probe) -> Result<Moved> {
+        match way {
+            Way::Nothing => {
+                std::thread::sleep(NOTHING);
+                Ok(Moved { ended: Ended::Nothing, ..Moved::default() })
+            }
+            Way::Blip(flags) => self.blip(flags, from, probe),
+            Way::Peer(name) => bail!("this bench does not know the peer {name}"),
+        }
+    }
+
+    fn blip(&self, flags: &[String], from: Side, probe: &Probe) -> Result<Moved> {
+        let mut flags = flags.to_vec();
+        flags.push("--remove-source".to_owned());
+        let order = Order {
+            container: CONTAINER,
+            from: from.name(),
+            to: from.other().name(),
+            flags: &flags,
+            limit: Some(self.plan.limit()),
+        };
+        let mut moved = Moved::default();
+        let ended = self.rig.migrate(&order, &mut |line| {
+            if let Some(report) = MigrateReport::from_line(line)? {
+                moved.report = Some(report);
+                return Ok(());
+            }
+            let Ok(event) = serde_json::from_str::<Value>(line) else { return Ok(()) };
+            if event["event"] == "begin" {
+                probe.mark(event["phase"].as_str().unwrap_or_default());
+            }
+            if event["event"] != "progress" {
+                moved.events.push(event);
+            }
+            Ok(())
+        })?;
+        let said = ended.said.trim();
+        if ended.killed {
+            let limit = self.plan.limit().as_secs();
+            bail!("`blip migrate` was killed after {limit} s; it had said: {said}");
+        }
+        let Some(report) = &moved.report else {
+            bail!("`blip migrate` ended ({}) without a report: {said}", ended.status);
+        };
+        moved.ended = match report.outcome {
+            Outcome::Moved => Ended::Moved,
+            Outcome::Kept => Ended::Kept,
+            Outcome::InDoubt => Ended::InDoubt,
+        };
+        moved.why.clone_from(&report.why);
+        Ok(moved)
+    }
+}

@@ -1,0 +1,208 @@
+//! The container's files, on the lab's real hosts: volumes, bind mounts and
+//! images that move, come back, are refused, or do not fit.
+
+// Each test program uses a part of it.
+#[allow(dead_code)]
+mod hosts;
+
+use blip_bench::lab::{CgroupMode, Host, Suite};
+use hosts::Hosts;
+use serde_json::Value;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+const BLIP: &str = "/usr/local/bin/blip";
+
+/// Writes to files in every way there is and remembers what they must hold;
+/// compares when it is told to, and says `OK` or what is wrong. Ends with 42.
+const WRITER: &str = r#"
+import mmap, os, random, signal, sys, time
+PAGE, PAGES = 4096, 4096
+places = sys.argv[1:]
+random.seed(1)
+def page(n): return n.to_bytes(8, "little") * (PAGE // 8)
+class Place:
+    def __init__(self, path):
+        self.path, self.count, self.files = path, 0, {}
+        self.fd = os.open(path + "/big", os.O_RDWR | os.O_CREAT)
+        os.ftruncate(self.fd, PAGE * PAGES)
+        self.map = mmap.mmap(self.fd, PAGE * PAGES)
+        self.pages = {}
+        for p in range(PAGES):
+            self.pages[p] = p
+            os.pwrite(self.fd, page(p), p * PAGE)
+        self.log = open(path + "/log", "a")
+        self.lines = 0
+        self.deleted = os.open(path + "/deleted", os.O_RDWR | os.O_CREAT)
+        os.write(self.deleted, b"still here")
+        os.unlink(path + "/deleted")
+    def step(self, n):
+        p = random.randrange(PAGES)
+        self.pages[p] = n
+        if n % 2: self.map[p * PAGE:(p + 1) * PAGE] = page(n)
+        else: os.pwrite(self.fd, page(n), p * PAGE)
+        self.log.write("line %d\n" % self.lines); self.log.flush(); self.lines += 1
+        if n % 50 == 0: os.fsync(self.fd)
+        name = "%s/file-%d" % (self.path, n % 20)
+        if n % 3 == 0:
+            with open(name + ".new", "w") as f: f.write("content %d" % n)
+            os.rename(name + ".new", name)
+            self.files[name] = "content %d" % n
+        elif n % 7 == 0 and name in self.files:
+            os.unlink(name); del self.files[name]
+    def wrong(self):
+        for p, n in self.pages.items():
+            if os.pread(self.fd, PAGE, p * PAGE) != page(n): return "page %d" % p
+        with open(self.path + "/big", "rb") as again:
+            if again.read() != b"".join(page(self.pages[p]) for p in range(PAGES)): return "big"
+        if open(self.path + "/log").read() != "".join("line %d\n" % i for i in range(self.lines)): return "log"
+        for name, text in self.files.items():
+            if open(name).read() != text: return name
+        names = {n for n in os.listdir(self.path) if n.startswith("file-")}
+        if names != {os.path.basename(n) for n in self.files}: return "names %s" % names
+        if os.pread(self.deleted, 100, 0) != b"still here": return "deleted"
+all = [Place(p) for p in places]
+ask = []
+signal.signal(signal.SIGUSR1, lambda *_: ask.append(1))
+signal.signal(signal.SIGTERM, lambda *_: os._exit(42))
+print("ready", flush=True)
+n = 100000
+while True:
+    n += 1
+    for place in all: place.step(n)
+    if ask:
+        ask.pop()
+        bad = ["%s in %s" % (p.wrong(), p.path) for p in all if p.wrong()]
+        with open("/verdict.new", "w") as f: f.write("OK %d" % n if not bad else "BAD " + ", ".join(bad))
+        os.rename("/verdict.new", "/verdict")
+    time.sleep(0.002)
+"#;
+
+/// Both hosts, with an agent on each.
+struct Pair {
+    hosts: Hosts,
+    agent: Child,
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
+    }
+}
+
+impl Pair {
+    fn up(test: &str) -> Self {
+        let hosts = Hosts::up(test, CgroupMode::V2, Suite::Forky);
+        let mut command = hosts.a().command(&[BLIP, "agent"]);
+        let agent = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("agent");
+        Self { hosts, agent }
+    }
+
+    /// Runs `blip migrate` on a host to its end: exit code, report if any, and
+    /// what it said.
+    fn try_migrate(&self, from: &Host, to: &Host, words: &[&str]) -> (Option<i32>, Value, String) {
+        let to = to.address().to_string();
+        let words = [&[BLIP, "migrate", "--json", "--to", &to], words].concat();
+        let output = from.command(&words).output().expect("blip migrate");
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        let report = out.lines().last().and_then(|line| serde_json::from_str(line).ok());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), report.unwrap_or_default(), said + &out)
+    }
+
+    fn migrate(&self, from: &Host, to: &Host, words: &[&str]) -> Value {
+        let (code, report, said) = self.try_migrate(from, to, words);
+        assert_eq!(code, Some(0), "{said}");
+        assert_eq!(report["outcome"], "moved", "{said}");
+        report
+    }
+
+    fn refused(&self, words: &[&str], parts: &[&str]) {
+        let (a, b) = (self.hosts.a(), self.hosts.b());
+        let (code, _, said) = self.try_migrate(a, b, words);
+        assert_eq!(code, Some(3), "{words:?}: {said}");
+        for part in parts {
+            assert!(said.contains(part), "'{part}' is missing: {said}");
+        }
+    }
+
+    fn docker(&self, host: &Host, words: &str) -> String {
+        self.hosts.docker(host, words)
+    }
+
+    /// The writer compares its files with its memory. (By a file: what Docker
+    /// shows of the log of a container that has arrived may lag.)
+    fn is_right(&self, host: &Host, name: &str, step: &str) {
+        self.docker(host, &format!("exec {name} rm -f /verdict"));
+        self.docker(host, &format!("kill --signal USR1 {name}"));
+        let until = Instant::now() + Duration::from_secs(20);
+        let ask = ["docker", "exec", name, "cat", "/verdict"];
+        loop {
+            let said = host.run(&ask).unwrap_or_default();
+            if !said.is_empty() {
+                return assert!(said.starts_with("OK "), "{step}: {said}");
+            }
+            assert!(Instant::now() < until, "{step}: {name} says nothing");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn start_writer(&self, name: &str, options: &str, places: &[&str]) {
+        let command = [&["python3", "-c", WRITER], places].concat();
+        self.hosts.run(name, options, "blip/python:latest", &command);
+        let until = Instant::now() + Duration::from_secs(20);
+        while self.docker(self.hosts.a(), &format!("logs {name}")) != "ready" {
+            assert!(Instant::now() < until, "{name} does not begin");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn sh(&self, host: &Host, script: &str) -> String {
+        host.run(&["sh", "-c", script]).expect("sh").trim().to_owned()
+    }
+}
+
+fn volumes_on(host: &Host, pair: &Pair) -> String {
+    pair.docker(host, "volume ls --quiet")
+}
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn volumes_and_paths_move_there_and_back() {
+    let pair = Pair::up("vol");
+    let (a, b) = (pair.hosts.a(), pair.hosts.b());
+    pair.docker(a, "volume create --label color=blue things");
+    pair.sh(a, "mkdir -p /srv/deep/tree && echo old >/srv/deep/tree/old && echo one >/srv/conf");
+    let options = "--network blipnet --volume things:/things --volume /anonymous \
+                   --volume /srv/deep/tree:/tree --volume /srv/conf:/etc/one.conf:ro \
+                   --tmpfs /scratch";
+    pair.start_writer("writer", options, &["/things", "/anonymous", "/tree", "/scratch", "/root"]);
+    pair.is_right(a, "writer", "before");
+
+    pair.refused(&["writer"], &["/srv/deep/tree at /tree", "--bind copy=/tree", "/srv/conf"]);
+    let binds = ["writer", "--bind", "copy=/tree", "--bind", "copy=/etc/one.conf"];
+    pair.refused(&[&binds[..], &["--bind", "copy=/nowhere"]].concat(), &["/nowhere", "/tree"]);
+    pair.sh(b, "mkdir -p /srv/deep/tree && touch /srv/deep/tree/foreign");
+    pair.refused(&binds, &["/srv/deep/tree already", "something in it"]);
+    pair.sh(b, "rm -r /srv/deep");
+    pair.docker(b, "volume create things");
+    pair.sh(b, "touch /var/lib/docker/volumes/things/_data/foreign");
+    pair.refused(&binds, &["volume 'things' with something in it", "docker volume rm"]);
+    pair.docker(b, "volume rm things");
+    pair.is_right(a, "writer", "after the refusals");
+
+    let there = pair.migrate(a, b, &binds);
+    pair.is_right(b, "writer", "there");
+    eprintln!("there: downtime {} ms, {} bytes", there["downtime_ms"], there["bytes_sent"]);
+    let labels = pair.docker(b, "volume inspect --format {{.Labels}} things");
+    assert_eq!(labels, "map[color:blue]");
+    assert_eq!(pair.docker(b, "exec writer cat /etc/one.conf /tree/old"), "one\nold");
+    assert_eq!(volumes_on(b, &pair).lines().count(), 2);
+
+    let back = pair.migrate(b, a, &binds);
+    pair.is_right(a, "writer", "back");
+    eprintln!("back: downtime {} ms, {} bytes", back["downtime_ms"], back["bytes_sent"]);
+    pair.docker(a, "stop writer");
+    assert_eq!(pair.hosts.inspect(a, "writer", ".State.ExitCode"), "42");
+}

@@ -1,0 +1,234 @@
+//! What a handover costs however little memory is left to copy.
+//!
+//! The defaults are medians of the runs published in `results/first-light`; what
+//! this container and this pair of hosts really cost is learned from every
+//! [`Report`].
+
+use super::Method;
+use crate::event::{Phase, PhaseTime, Report, millis};
+use crate::handover::Outcome;
+use blip_transport::units::{Bandwidth, ByteSize, PageCount};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// The weight of the newest sample, once there are enough of them: costs change
+/// with the load of the hosts.
+const FORGET: f64 = 0.25;
+/// Round trips that each phase waits for.
+const SHIP_TRIPS: f64 = 0.5;
+const GRANT_TRIPS: f64 = 1.5;
+
+/// A cost that varies.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Mean in milliseconds.
+    pub ms: f64,
+    /// Standard deviation in milliseconds.
+    pub spread_ms: f64,
+    /// Observations that went into it; 0: a default.
+    pub samples: u32,
+}
+
+impl Cost {
+    const fn measured(ms: f64, spread_ms: f64) -> Self {
+        Self { ms, spread_ms, samples: 0 }
+    }
+
+    /// Takes in an observation. A default counts for one.
+    fn learn(&mut self, ms: f64) {
+        if !ms.is_finite() || ms < 0.0 {
+            return;
+        }
+        self.samples = self.samples.saturating_add(1);
+        let weight = (1.0 / f64::from(self.samples + 1)).max(FORGET);
+        // One run that stalled says little about the next.
+        let off = (ms - self.ms).clamp(-4.0 * self.ms, 4.0 * self.ms + 10.0);
+        self.ms += weight * off;
+        let variance = (1.0 - weight) * (self.spread_ms.powi(2) + weight * off.powi(2));
+        // However alike a few runs were, the next may differ a little.
+        self.spread_ms = variance.sqrt().max(0.03 * self.ms);
+    }
+}
+
+/// The costs of one container between one pair of hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Costs {
+    /// Stopping the tasks and cutting the network.
+    pub freeze: Cost,
+    /// CRIU's dump without memory, for a container of no size.
+    pub dump: Cost,
+    /// What a GiB of resident memory adds to it, in milliseconds.
+    pub dump_ms_per_gib: f64,
+    /// Images and files, without the last pages.
+    pub ship: Cost,
+    /// Recreating the processes, without putting memory into them.
+    pub restore: Cost,
+    /// Grant and resume.
+    pub grant: Cost,
+    /// How fast the target puts stored pages into the processes.
+    pub prefill: Bandwidth,
+    /// Share of the dump during which the last pages travel beside it, 0 to 1.
+    pub overlap: f64,
+    /// Round-trip time of the link that these costs are of, in milliseconds.
+    pub rtt_ms: f64,
+}
+
+/// Measured between two hosts on one machine of two cores: `results/first-light`.
+impl Default for Costs {
+    fn default() -> Self {
+        Self {
+            freeze: Cost::measured(1.8, 1.5),
+            dump: Cost::measured(41.5, 7.0),
+            dump_ms_per_gib: 27.0,
+            ship: Cost::measured(1.5, 1.0),
+            restore: Cost::measured(40.0, 5.0),
+            grant: Cost::measured(27.0, 4.0),
+            prefill: Bandwidth(1.2e9),
+            overlap: 0.6,
+            rtt_ms: 0.0,
+        }
+    }
+}
+
+impl Costs {
+    /// The same costs over a link with another round-trip time.
+    #[must_use]
+    pub fn at(mut self, rtt: Duration) -> Self {
+        let more = millis(rtt) - self.rtt_ms;
+        self.ship.ms = (self.ship.ms + SHIP_TRIPS * more).max(0.1);
+        self.grant.ms = (self.grant.ms + GRANT_TRIPS * more).max(0.1);
+        self.rtt_ms = millis(rtt);
+        self
+    }
+
+    /// The phases of a downtime in which nothing is left to copy.
+    pub fn phases(&self, memory: PageCount) -> Vec<PhaseTime> {
+        let ms = |phase| match phase {
+            Phase::Freeze => self.freeze.ms,
+            Phase::Dump => self.dump_ms(memory),
+            Phase::Ship => self.ship.ms,
+            Phase::Restore => self.restore.ms,
+            Phase::Grant => self.grant.ms,
+            // Depends on the method.
+            _ => 0.0,
+        };
+        Phase::DOWNTIME.into_iter().map(|phase| PhaseTime { phase, ms: ms(phase) }).collect()
+    }
+
+    /// The downtime if nothing is left to copy.
+    pub fn fixed(&self, memory: PageCount) -> Duration {
+        let ms: f64 = self.phases(memory).iter().map(|part| part.ms).sum();
+        Duration::from_secs_f64(ms / 1e3)
+    }
+
+    /// Standard deviation of [`Costs::fixed`].
+    pub fn spread(&self) -> Duration {
+        let all = [self.freeze, self.dump, self.ship, self.restore, self.grant];
+        let variance: f64 = all.iter().map(|cost| cost.spread_ms.powi(2)).sum();
+        Duration::from_secs_f64(variance.sqrt() / 1e3)
+    }
+
+    /// The time in which the last pages travel for nothing, because CRIU is
+    /// still writing.
+    pub fn beside(&self, memory: PageCount) -> Duration {
+        Duration::from_secs_f64(self.overlap.clamp(0.0, 1.0) * self.dump_ms(memory) / 1e3)
+    }
+
+    /// Putting so much memory into the processes.
+    pub fn prefill_time(&self, memory: PageCount) -> Duration {
+        Duration::from_secs_f64(memory.bytes().0 as f64 / self.prefill.0.max(1e6))
+    }
+
+    fn dump_ms(&self, memory: PageCount) -> f64 {
+        self.dump.ms + self.dump_ms_per_gib * gib(memory.bytes())
+    }
+
+    /// Learns from a migration that came through. Phases that were drawn out by
+    /// the last pages or by filling memory teach nothing of what they cost
+    /// alone.
+    pub fn learn(&mut self, report: &Report) {
+        if report.outcome != Outcome::Moved {
+            return;
+        }
+        let ms = |phase| report.downtime.iter().find(|part| part.phase == phase).map(|p| p.ms);
+        let last: f64 = report.rounds.iter().filter(|round| round.frozen).map(|r| r.ms).sum();
+        if let Some(freeze) = ms(Phase::Freeze) {
+            self.freeze.learn(freeze);
+        }
+        if let Some(dump) = ms(Phase::Dump).filter(|dump| last < 0.8 * dump) {
+            self.dump.learn((dump - self.dump_ms_per_gib * gib(report.memory_bytes)).max(1.0));
+        }
+        if let Some(ship) = ms(Phase::Ship) {
+            self.ship.learn(ship);
+        }
+        if let Some(grant) = ms(Phase::Grant) {
+            self.grant.learn(grant);
+        }
+        let fills_first = !report.method.may_leave_pages();
+        let bytes = report.memory_bytes.0 as f64;
+        // Filling begins while the processes are still being restored.
+        let filled = ms(Phase::Fill).unwrap_or_default();
+        match ms(Phase::Restore).map(|restore| restore + filled) {
+            Some(restore) if fills_first && restore > self.restore.ms + 5.0 => {
+                self.learn_prefill(bytes / ((restore - self.restore.ms) / 1e3));
+            }
+            Some(restore) if !fills_first => self.restore.learn(restore),
+            _ => {}
+        }
+        let lazy = &report.lazy;
+        if report.method != Method::PostCopy && lazy.from_source == 0 && lazy.drain_ms > 5.0 {
+            let filled = PageCount(lazy.from_store).bytes().0 as f64;
+            self.learn_prefill(filled / (lazy.drain_ms / 1e3));
+        }
+    }
+
+    fn learn_prefill(&mut self, rate: f64) {
+        if rate.is_finite() {
+            self.prefill.0 += FORGET * (rate.clamp(1e8, 1e10) - self.prefill.0);
+        }
+    }
+}
+
+fn gib(size: ByteSize) -> f64 {
+    size.0 as f64 / f64::from(1 << 30)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_what_was_published() {
+        // Published medians of the downtime: 118 ms, 154 ms; resident memory
+        // was 298 MiB and 1.15 GiB.
+        let ms = |mib: u64| millis(Costs::default().fixed(PageCount(mib * 256)));
+        assert!((110.0..126.0).contains(&ms(298)), "{}", ms(298));
+        assert!((134.0..160.0).contains(&ms(1174)), "{}", ms(1174));
+    }
+
+    #[test]
+    fn a_longer_way_costs_two_round_trips() {
+        let memory = PageCount(1000);
+        let near = Costs::default();
+        let far = near.at(Duration::from_millis(100));
+        let more = millis(far.fixed(memory)) - millis(near.fixed(memory));
+        assert!((more - 200.0).abs() < 0.01, "{more}");
+        let back = far.at(Duration::ZERO).fixed(memory).as_secs_f64();
+        assert!((back - near.fixed(memory).as_secs_f64()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_cost_comes_to_what_is_observed_and_keeps_its_doubt() {
+        let mut cost = Cost::measured(40.0, 5.0);
+        for _ in 0..30 {
+            cost.learn(80.0);
+        }
+        assert!((79.0..81.0).contains(&cost.ms), "{cost:?}");
+        assert!(cost.spread_ms >= 0.03 * cost.ms);
+        let before = cost;
+        cost.learn(10_000.0);
+        assert!(cost.ms < before.ms * 2.2, "one stall moved it to {cost:?}");
+        cost.learn(f64::NAN);
+        assert!(cost.ms.is_finite());
+    }
+}
