@@ -6,4 +6,5 @@ pub mod probe;
 pub mod quantity;
 pub mod rig;
 pub mod run;
+pub mod vm;
 pub mod workload;

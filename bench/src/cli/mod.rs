@@ -4,6 +4,7 @@
 //! subcommand: the init of a lab's host is one of them.
 
 mod lab;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -25,6 +26,8 @@ enum Command {
     Demo(blip_bench::demo::DemoCommand),
     /// Measure: scenarios × methods × links, again and again, all verified
     Run(blip_bench::run::RunCommand),
+    /// Run a command on another kernel, in a virtual machine (needs root)
+    Vm(vm::VmCommand),
     /// The memory writer, a workload that checks itself; runs in a container
     #[command(hide = true)]
     Writer(blip_bench::workload::writer::WriterCommand),
@@ -43,6 +46,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Demo(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Writer(command) => command.run().map(|()| ExitCode::SUCCESS),
+        Command::Vm(command) => command.run(),
         Command::LabInit(command) => command.run(),
     }
 }
