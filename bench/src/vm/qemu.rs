@@ -5,6 +5,7 @@ use super::parts::Parts;
 use super::{Result, VmError, VmSpec};
 use crate::lab::{on, run};
 use std::fs;
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,7 +24,9 @@ pub(super) fn boot(spec: &VmSpec, parts: &Parts, job: &Job) -> Result<i32> {
     let begun = Instant::now();
     let mut child =
         command(spec, parts, job).spawn().map_err(|e| on("starting", &parts.emulator, e))?;
+    let mut said = 0;
     let ended = loop {
+        pass_on(&job.file("out"), &mut said);
         match child.try_wait().map_err(|e| on("waiting for", &parts.emulator, e))? {
             Some(status) => break Some(status),
             None if begun.elapsed() > spec.limit => {
@@ -34,12 +37,24 @@ pub(super) fn boot(spec: &VmSpec, parts: &Parts, job: &Job) -> Result<i32> {
             None => std::thread::sleep(Duration::from_millis(50)),
         }
     };
+    pass_on(&job.file("out"), &mut said);
     let code = fs::read_to_string(job.file("code")).unwrap_or_default();
     match (code.trim().parse(), ended) {
         (Ok(code), _) => Ok(code),
         (Err(_), Some(status)) => Err(silent(format!("ended without a word ({status})"), job)),
         (Err(_), None) => Err(silent(format!("was not done within {:?}", spec.limit), job)),
     }
+}
+
+/// Shows what the command has said since the last time. That nobody listens is
+/// no failure.
+fn pass_on(output: &Path, said: &mut u64) {
+    let Ok(mut file) = fs::File::open(output) else { return };
+    let mut stdout = std::io::stdout().lock();
+    if file.seek(SeekFrom::Start(*said)).is_ok() {
+        *said += std::io::copy(&mut file, &mut stdout).unwrap_or(0);
+    }
+    let _ = stdout.flush();
 }
 
 fn silent(how: String, job: &Job) -> VmError {
@@ -64,10 +79,11 @@ fn command(spec: &VmSpec, parts: &Parts, job: &Job) -> Command {
     command.args(["-device", "nvme,drive=root,serial=root"]);
     command.args(["-drive", &drive("job", &job.tar(), "readonly=on")]);
     command.args(["-device", "virtio-blk-pci,drive=job", "-device", "virtio-serial-pci"]);
-    command.args(["-chardev", "stdio,id=out,signal=off"]);
-    command.args(["-device", "virtserialport,chardev=out,nr=1"]);
-    command.args(["-chardev", &format!("file,id=code,path={}", escape(&job.file("code")))]);
-    command.args(["-device", "virtserialport,chardev=code,nr=2"]);
+    // Files, as a terminal or a pipe that closes would block the machine.
+    for (number, port) in ["out", "code"].into_iter().enumerate() {
+        command.args(["-chardev", &format!("file,id={port},path={}", escape(&job.file(port)))]);
+        command.args(["-device", &format!("virtserialport,chardev={port},nr={}", number + 1)]);
+    }
     command.args(["-serial", &format!("file:{}", escape(&job.file("console")))]);
     command.stdin(Stdio::null());
     command

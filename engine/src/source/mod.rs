@@ -145,7 +145,9 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
     let target_id = staged.map_err(MigrateError::under_way)?;
     peer.link.limit(run.order.goal.bandwidth);
     let planner = run.planner(&peer);
-    let copied = run.phase(Phase::PreCopy, run.copy_ahead(&subject, &mut peer, planner)).await;
+    let directory = run.order.work_directory(ticket);
+    let copied =
+        run.phase(Phase::PreCopy, run.copy_ahead(&subject, &mut peer, planner, &directory)).await;
     let copied = match copied {
         Ok(copied) => copied,
         Err(error) => return Err(run.call_off(peer, error.under_way()).await),
@@ -154,7 +156,6 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
         let known = network::neighbours(subject.init()).await;
         peer.say(&ToTarget::Neighbours(known)).await?;
     }
-    let directory = run.order.work_directory(ticket);
     let ended = match Ready::load(&subject, &directory).await {
         Ok(ready) => Handover::new(&run, &subject, peer, ticket, copied).run(ready).await,
         Err(error) => Err(error.into()),

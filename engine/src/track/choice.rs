@@ -5,7 +5,8 @@
 //! stopped, but everything is read, also inside the freeze).
 
 use super::probe::{self, Missing};
-use super::{Hash, TrackError, Tracker, TrackerKind, WriteProtect};
+use super::{Hash, SoftDirty, TrackError, Tracker, TrackerKind, WriteProtect};
+use crate::criu::predump::PreDumpSpec;
 use serde::{Deserialize, Serialize};
 
 /// What the user wants.
@@ -54,18 +55,23 @@ pub fn kind_for(choice: TrackerChoice) -> Result<(TrackerKind, String), TrackErr
     Ok(best())
 }
 
-/// Makes the tracker for a choice, and says why this one.
+/// Makes the tracker for a choice, and says why this one. `container`: for
+/// CRIU's pre-dumps.
 ///
 /// # Errors
 /// As [`kind_for`].
-pub fn choose(choice: TrackerChoice) -> Result<(Box<dyn Tracker>, String), TrackError> {
+pub fn choose(
+    choice: TrackerChoice,
+    container: PreDumpSpec,
+) -> Result<(Box<dyn Tracker>, String), TrackError> {
     let (kind, why) = kind_for(choice)?;
     let tracker: Box<dyn Tracker> = match kind {
         TrackerKind::WriteProtect => {
             let lacks = |missing| TrackError::Lacks { asked: kind, missing, instead: best().0 };
             Box::new(WriteProtect::new().map_err(lacks)?)
         }
-        TrackerKind::SoftDirty | TrackerKind::Hash => Box::new(Hash::new()),
+        TrackerKind::SoftDirty => Box::new(SoftDirty::new(container)),
+        TrackerKind::Hash => Box::new(Hash::new()),
     };
     Ok((tracker, why))
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`Tracker`] is asked once per round. It answers, for every process, which
 //! pages have content and which of those must be read; [`read::Reader`] then
-//! reads them. Two trackers live here, a third (`soft-dirty`) is CRIU's own.
+//! reads them, but for those whose bytes the tracker has already.
 //!
 //! **The rules of this room** (each one was paid for with lost data)
 //! * Scan first, then read the bytes. Never the other way round.
@@ -25,15 +25,18 @@ pub mod probe;
 pub mod read;
 mod resident;
 pub mod runs;
+mod soft_dirty;
 mod write_protect;
 
 use crate::sys::inject::InjectError;
 use blip_transport::encode::Encoder;
 use blip_transport::page::{ContentHash, PageAt, PageRun, SpaceId};
-use blip_transport::units::PageCount;
+use blip_transport::units::{ByteSize, PageCount};
 pub use choice::{TrackerChoice, capabilities, choose, kind_for};
 pub use hash::Hash;
 use probe::Missing;
+use runs::Runs;
+pub use soft_dirty::SoftDirty;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -111,6 +114,21 @@ pub trait Tracker: Send {
         self.scan(tasks, stop)
     }
 
+    /// Hands over those of `runs`, which the last scan reported, whose bytes
+    /// the tracker has already; answers those to be read from the process.
+    fn copy(
+        &mut self,
+        space: SpaceId,
+        runs: &[PageRun],
+        take: &mut dyn FnMut(PageRun, &[u8]),
+    ) -> io::Result<Runs> {
+        let _ = (space, take);
+        Ok(Runs::from(runs))
+    }
+
+    /// Nobody will ask for the last scan's bytes any more.
+    fn copied(&mut self) {}
+
     /// Undoes everything in the tracked processes and forgets them, as after a
     /// cancelled migration. Dropping the tracker does so too, but leaves it to
     /// the kernel to form huge pages again.
@@ -170,6 +188,9 @@ pub struct TrackStats {
     pub last: ScanCost,
     /// Each value's maximum over all scans.
     pub worst: ScanCost,
+    /// The most bytes of memory or disk that tracking took at any time for
+    /// pages on their way.
+    pub peak: ByteSize,
 }
 
 /// What one scan cost.

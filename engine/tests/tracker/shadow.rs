@@ -2,8 +2,9 @@
 
 use crate::oracle;
 use blip_engine::track::read::{ReadError, Reader};
-use blip_engine::track::{Scan, Sent, Stop, Task};
-use blip_transport::page::{ContentHash, PageAt, SpaceId};
+use blip_engine::track::runs::Runs;
+use blip_engine::track::{Scan, Sent, Stop, Task, Tracker};
+use blip_transport::page::{ContentHash, PageAt, PageRun, SpaceId};
 use std::collections::{BTreeMap, HashMap};
 
 /// The copy of every space.
@@ -35,6 +36,17 @@ impl Shadow {
         &mut self,
         scan: &Scan,
         stop: Stop,
+        skip: impl FnMut(SpaceId, u64) -> bool,
+    ) {
+        self.apply_from(None, scan, stop, skip);
+    }
+
+    /// The same, with the bytes that the tracker has from there.
+    pub(crate) fn apply_from(
+        &mut self,
+        mut tracker: Option<&mut dyn Tracker>,
+        scan: &Scan,
+        stop: Stop,
         mut skip: impl FnMut(SpaceId, u64) -> bool,
     ) {
         for gone in &scan.gone {
@@ -60,14 +72,19 @@ impl Shadow {
             for run in &found.dirty {
                 assert!(run.pages().all(|page| stays.contains(&page.0)), "dirty, not resident");
             }
-            let result = self.reader.each(found.pid, &found.dirty, stop, |run, bytes| {
+            let mut take = |run: PageRun, bytes: &[u8]| {
                 for (page, bytes) in run.pages().zip(bytes.chunks_exact(oracle::PAGE)) {
                     hashes.insert(page.0, ContentHash::of(bytes.try_into().unwrap()));
                     if !skip(found.space, page.0) {
                         pages.insert(page.0, bytes.to_vec());
                     }
                 }
-            });
+            };
+            let rest = match &mut tracker {
+                Some(tracker) => tracker.copy(found.space, &found.dirty, &mut take).unwrap(),
+                None => Runs::from(found.dirty.as_slice()),
+            };
+            let result = self.reader.each(found.pid, rest.as_slice(), stop, take);
             match result {
                 Ok(missing) => missing.iter().for_each(|page| {
                     pages.remove(&page.0);
@@ -77,6 +94,9 @@ impl Shadow {
                 Err(error) => panic!("{error}"),
             }
             self.copied += dirty;
+        }
+        if let Some(tracker) = tracker {
+            tracker.copied();
         }
     }
 

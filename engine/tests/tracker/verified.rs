@@ -4,7 +4,9 @@
 use crate::child::{Program, arm};
 use crate::hostile::Dice;
 use crate::shadow::Shadow;
-use blip_engine::track::{Hash, Scan, Stop, Tracker, WriteProtect};
+use blip_engine::criu::predump::PreDumpSpec;
+use blip_engine::track::probe::soft_dirty;
+use blip_engine::track::{Hash, Scan, SoftDirty, Stop, Tracker, WriteProtect};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,7 +28,16 @@ fn follow(
     rounds: usize,
     fault: Fault,
 ) -> Result<u64, String> {
-    let mut program = Program::start(&format!("hostile {seed}"));
+    follow_program(Program::start(&format!("hostile {seed}")), tracker, seed, rounds, fault)
+}
+
+fn follow_program(
+    mut program: Program,
+    tracker: &mut dyn Tracker,
+    seed: u64,
+    rounds: usize,
+    fault: Fault,
+) -> Result<u64, String> {
     let calm: Vec<u64> =
         program.line().split(' ').map(|n| u64::from_str_radix(n, 16).unwrap()).collect();
     let calm = calm[0]..calm[0] + calm[1];
@@ -45,7 +56,7 @@ fn follow(
         } else {
             let scan = tracker.scan_against(&program.tasks(), Stop::Live, &shadow).unwrap();
             let forget = fault == Fault::SkipOne && round == rounds / 2;
-            shadow.apply_but(&scan, Stop::Live, |space, page| {
+            shadow.apply_from(Some(tracker), &scan, Stop::Live, |space, page| {
                 let pick = forget && !skipped && space.0 as i32 == program.pid();
                 let pick = pick && calm.contains(&page);
                 skipped |= pick;
@@ -90,6 +101,44 @@ fn runs(usually: u64) -> u64 {
 fn a_hostile_program_is_copied_exactly_by_hashes() {
     for seed in 1..=runs(2) {
         follow(&mut Hash::new(), seed, 8, Fault::None).unwrap();
+    }
+}
+
+/// Where the kernel keeps soft-dirty bits: in the bench's virtual machine.
+fn follow_by_pre_dumps(seed: u64, rounds: usize, fault: Fault) -> Option<Result<u64, String>> {
+    if let Err(missing) = soft_dirty() {
+        println!("not tested: {missing}");
+        return None;
+    }
+    let program = Program::start(&format!("hostile {seed}"));
+    let directory = tempfile::tempdir().unwrap();
+    let mut tracker = SoftDirty::new(PreDumpSpec {
+        pid: program.pid(),
+        rootfs: "/".into(),
+        external: Vec::new(),
+        directory: directory.path().join("pre-dumps"),
+    });
+    let result = follow_program(program, &mut tracker, seed, rounds, fault);
+    drop(tracker);
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "images are left");
+    Some(result)
+}
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn a_hostile_program_is_copied_exactly_by_pre_dumps() {
+    for seed in 1..=runs(2) {
+        if let Some(result) = follow_by_pre_dumps(seed, 6, Fault::None) {
+            result.unwrap();
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn one_copy_forgotten_is_noticed_with_pre_dumps() {
+    if let Some(result) = follow_by_pre_dumps(5, 6, Fault::SkipOne) {
+        assert!(result.unwrap_err().contains("stale copy"));
     }
 }
 
