@@ -10,4 +10,5 @@ pub mod rig;
 pub mod run;
 pub mod simulate;
 pub mod stats;
+pub mod vm;
 pub mod workload;

@@ -4,6 +4,7 @@
 //! subcommand: the init of a lab's host is one of them.
 
 mod lab;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -27,6 +28,8 @@ enum Command {
     Run(blip_bench::run::RunCommand),
     /// Tables, pictures and a page of what `run` measured
     Report(blip_bench::report::ReportCommand),
+    /// Run a command on another kernel, in a virtual machine (needs root)
+    Vm(vm::VmCommand),
     /// The memory writer, a workload that checks itself; runs in a container
     #[command(hide = true)]
     Writer(blip_bench::workload::writer::WriterCommand),
@@ -49,6 +52,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Report(command) => command.run(),
         Command::Writer(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Simulate(command) => command.run(),
+        Command::Vm(command) => command.run(),
         Command::LabInit(command) => command.run(),
     }
 }

@@ -100,12 +100,13 @@ pub(super) trait Context<T> {
     fn on(self, doing: &'static str, path: impl AsRef<Path>) -> Result<T, LabError>;
 }
 
+/// An I/O error with what was tried, and on which path.
+pub(crate) fn on(doing: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> LabError {
+    LabError::Io { doing, path: path.as_ref().to_path_buf(), source }
+}
+
 impl<T, E: Into<std::io::Error>> Context<T> for Result<T, E> {
     fn on(self, doing: &'static str, path: impl AsRef<Path>) -> Result<T, LabError> {
-        self.map_err(|e| LabError::Io {
-            doing,
-            path: path.as_ref().to_path_buf(),
-            source: e.into(),
-        })
+        self.map_err(|e| self::on(doing, path, e.into()))
     }
 }

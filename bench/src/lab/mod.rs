@@ -28,13 +28,14 @@ mod init;
 mod machine;
 mod network;
 mod paths;
-mod rootfs;
-mod run;
+pub(crate) mod rootfs;
+pub(crate) mod run;
 mod state;
 
 pub use cgroup::CgroupMode;
 pub use client::Client;
 pub use error::LabError;
+pub(crate) use error::on;
 pub use host::Host;
 pub use init::{enter as enter_host, serve as serve_host};
 pub use machine::install;

@@ -54,7 +54,7 @@ const PACKAGES: [&str; 18] = [
 ];
 
 /// Keys of Debian's releases, old and coming.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Counts changes of the recipe that the package list does not show.
 const RECIPE: u32 = 1;
@@ -89,15 +89,35 @@ pub(super) fn ensure(spec: &LabSpec) -> Result<PathBuf> {
     }
     let building = cache().join(BUILDING);
     clear(&building)?;
-    let mirror = match &spec.mirror {
-        Some(mirror) => mirror.clone(),
-        None => own_mirror()?,
-    };
+    let mirror = mirror(spec)?;
     (spec.progress)(&format!("building the root of {} (half a minute, once)", spec.suite));
     build(spec.suite, &mirror, &building.join("rootfs"))?;
     clear(&home)?;
     fs::rename(&building, &home).on("keeping", &home)?;
     Ok(home)
+}
+
+/// The folder with the suite's root and images, both there.
+pub(crate) fn ready(spec: &LabSpec) -> Result<PathBuf> {
+    machine::install_tools(spec.progress)?;
+    let home = ensure(spec)?;
+    super::image::ensure(&home, spec.progress)?;
+    Ok(home)
+}
+
+/// Where packages come from.
+pub(crate) fn mirror(spec: &LabSpec) -> Result<String> {
+    spec.mirror.clone().map_or_else(own_mirror, Ok)
+}
+
+/// The folder of all that is cached.
+pub(crate) fn folder() -> PathBuf {
+    cache()
+}
+
+/// Waits until nobody else builds anything there.
+pub(crate) fn build_lock() -> Result<nix::fcntl::Flock<fs::File>> {
+    lock(&cache().join("build.lock"))
 }
 
 /// Says so if another lab is building, since the wait may be long.
@@ -121,8 +141,8 @@ pub(super) fn purge() -> Result<()> {
     // Only what is ours: the folder may be one the user named.
     for entry in entries {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = [Suite::Forky, Suite::Trixie].map(|suite| format!("{suite}-"));
-        if name == BUILDING || ours.iter().any(|prefix| name.starts_with(prefix)) {
+        let ours = ["forky-", "trixie-", "vm-"];
+        if name == BUILDING || ours.iter().any(|prefix| name.starts_with(*prefix)) {
             clear(&entry.path())?;
         }
     }

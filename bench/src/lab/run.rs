@@ -23,14 +23,14 @@ pub(super) fn find(program: &str) -> Option<PathBuf> {
 }
 
 /// A command of the machine, found also where only root's `PATH` looks.
-pub(super) fn program(name: &str) -> Command {
+pub(crate) fn program(name: &str) -> Command {
     let mut command = Command::new(find(name).unwrap_or_else(|| name.into()));
     command.env("PATH", search_path()).env("LC_ALL", "C").stdin(Stdio::null());
     command
 }
 
 /// A command that, with all its descendants, dies when the lab's process does.
-pub(super) fn leashed(name: &str) -> Command {
+pub(crate) fn leashed(name: &str) -> Command {
     let mut command = program("setpriv");
     command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"]);
     command.args(["--kill-child", "--mount-proc"]).arg(name);
@@ -38,12 +38,12 @@ pub(super) fn leashed(name: &str) -> Command {
 }
 
 /// Runs a command to its end and takes what it says.
-pub(super) fn run(doing: &str, command: &mut Command) -> Result<Output> {
+pub(crate) fn run(doing: &str, command: &mut Command) -> Result<Output> {
     finish(doing, command, |c| c.output())
 }
 
 /// Runs a command that reads `input`.
-pub(super) fn run_with(doing: &str, command: &mut Command, input: &[u8]) -> Result<Output> {
+pub(crate) fn run_with(doing: &str, command: &mut Command, input: &[u8]) -> Result<Output> {
     finish(doing, command, |c| {
         let mut child =
             c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -84,7 +84,7 @@ fn tail(said: &[u8]) -> String {
 }
 
 /// The last `n` lines of a text.
-pub(super) fn last_lines(text: &str, n: usize) -> String {
+pub(crate) fn last_lines(text: &str, n: usize) -> String {
     let lines: Vec<&str> = text.trim_end().lines().collect();
     lines[lines.len().saturating_sub(n)..].join("\n")
 }

@@ -6,6 +6,7 @@ use crate::event::Events;
 use crate::handover::Outcome;
 use crate::source::volumes::Choice;
 use crate::source::{MigrateError, Order, migrate};
+use crate::track::TrackerChoice;
 use clap::Args;
 use std::process::ExitCode;
 use tokio::sync::watch;
@@ -18,6 +19,9 @@ pub(super) struct MigrateArgs {
     /// The target, where `blip agent` runs
     #[arg(long, value_name = "HOST[:PORT]")]
     to: String,
+    /// How to tell which memory changes between rounds
+    #[arg(long, value_enum, default_value_t = TrackerChoice::Auto)]
+    tracker: TrackerChoice,
     /// What becomes of a bind mount, or of a volume of a foreign driver:
     /// copy its files, know that both hosts see the same ones, or let the
     /// target have its own; PATH is where it is in the container
@@ -56,6 +60,7 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
         target: args.to,
         goal,
         rename: args.rename,
+        tracker: args.tracker,
         binds: args.binds,
         remove_source: args.remove_source,
         identity: places.identity,

@@ -67,7 +67,9 @@ pub(super) async fn check() -> anyhow::Result<ExitCode> {
     writeln!(out, "criu    {}", facts.criu)?;
     writeln!(out, "runc    {}", facts.runc)?;
     writeln!(out, "kernel  {}, cgroup v{}", facts.kernel, facts.cgroup)?;
-    writeln!(out, "tracker {}", crate::track::best().1)?;
+    for ability in crate::track::capabilities() {
+        writeln!(out, "tracker {ability}")?;
+    }
     let findings = host::equipment(&facts, "host");
     for finding in &findings {
         writeln!(out, "{}: {}", finding.what, finding.remedy)?;

@@ -218,5 +218,6 @@ fn options(spec: &DumpSpec, directory: &File) -> Opts {
         orphan_pts_master: spec.terminal.then_some(true),
         shell_job: None,
         config_file: Some(text(&spec.images.join("criu.conf"))),
+        ..Opts::default()
     }
 }

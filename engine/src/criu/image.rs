@@ -12,6 +12,7 @@
 use prost::Message;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// First number of every image but `inventory.img`.
 const COMMON_MAGIC: u32 = 0x5456_4319;
@@ -121,6 +122,16 @@ impl PageMapEntry {
         self.nr_pages.filter(|&n| n > 0).unwrap_or(u64::from(self.compat_nr_pages))
     }
 
+    /// Whether the pages are in this image.
+    pub fn is_present(&self) -> bool {
+        self.flags.unwrap_or(0) & Self::PRESENT != 0
+    }
+
+    /// Whether the pages are in the parent image.
+    pub fn is_in_parent(&self) -> bool {
+        self.flags.unwrap_or(0) & Self::PARENT != 0 || self.in_parent == Some(true)
+    }
+
     /// Whether a lazy restore leaves these pages to the lazy-pages server.
     pub fn is_lazy(&self) -> bool {
         self.flags.unwrap_or(0) & Self::LAZY != 0
@@ -157,6 +168,49 @@ impl VmaEntry {
     pub fn wiped_on_fork(&self) -> bool {
         self.madv.unwrap_or(0) & 1 << libc::MADV_WIPEONFORK != 0
     }
+}
+
+/// `stats-dump`, as far as blip reads it.
+#[derive(Clone, PartialEq, Message)]
+struct StatsEntry {
+    #[prost(message, optional, tag = "1")]
+    dump: Option<DumpStats>,
+}
+
+/// What a dump or pre-dump says of itself. Times in microseconds.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct DumpStats {
+    /// Time until all tasks stood still.
+    #[prost(uint32, required, tag = "1")]
+    pub freezing_time: u32,
+    /// Time for which they did.
+    #[prost(uint32, required, tag = "2")]
+    pub frozen_time: u32,
+    /// Pages looked at.
+    #[prost(uint64, required, tag = "5")]
+    pub pages_scanned: u64,
+    /// Pages left to the parent.
+    #[prost(uint64, required, tag = "6")]
+    pub pages_skipped_parent: u64,
+    /// Pages written to images.
+    #[prost(uint64, required, tag = "7")]
+    pub pages_written: u64,
+}
+
+impl DumpStats {
+    /// The longest any task can have stood still.
+    pub fn stopped(&self) -> Duration {
+        Duration::from_micros(u64::from(self.freezing_time) + u64::from(self.frozen_time))
+    }
+}
+
+/// What the dump or pre-dump in `dir` says of itself; `None` if it says
+/// nothing.
+pub fn dump_stats(dir: &Path) -> Option<DumpStats> {
+    let bytes = std::fs::read(dir.join("stats-dump")).ok()?;
+    // Two magic numbers and a length, as in every image, but other numbers.
+    let entry = StatsEntry::decode(bytes.get(12..)?).ok()?;
+    entry.dump
 }
 
 /// An opened image: its entries, still encoded.

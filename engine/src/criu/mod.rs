@@ -2,5 +2,6 @@
 
 pub mod dump;
 pub mod image;
+pub mod predump;
 pub mod preload;
 pub mod rpc;

@@ -21,12 +21,18 @@ mod kind {
     pub(super) const DUMP: i32 = 1;
     pub(super) const NOTIFY: i32 = 6;
     pub(super) const VERSION: i32 = 10;
+    pub(super) const SINGLE_PRE_DUMP: i32 = 13;
 }
 
 /// `criu_cg_mode::SOFT`: keep existing cgroup properties on restore.
 pub const CGROUP_MODE_SOFT: i32 = 3;
 /// `criu_network_lock_method::SKIP`: the caller has locked the network.
 pub const NETWORK_LOCK_SKIP: i32 = 3;
+
+/// `criu_pre_dump_mode::SPLICE`: pages go through pipes while the tree stands.
+pub const PRE_DUMP_SPLICE: i32 = 1;
+/// `criu_pre_dump_mode::VM_READ`: pages are read when it runs again.
+pub const PRE_DUMP_READ: i32 = 2;
 
 /// `criu_opts`, the fields a dump of ours sets.
 #[derive(Clone, PartialEq, Message)]
@@ -61,6 +67,12 @@ pub struct Opts {
     /// Root file system of the tree.
     #[prost(string, optional, tag = "13")]
     pub root: Option<String>,
+    /// Directory of the images this one stands on, relative to its own.
+    #[prost(string, optional, tag = "14")]
+    pub parent_img: Option<String>,
+    /// Have the kernel note which pages are written from now on.
+    #[prost(bool, optional, tag = "15")]
+    pub track_mem: Option<bool>,
     /// Open directory for log and sockets.
     #[prost(int32, optional, tag = "17")]
     pub work_dir_fd: Option<i32>,
@@ -91,6 +103,9 @@ pub struct Opts {
     /// More options, in a file.
     #[prost(string, optional, tag = "51")]
     pub config_file: Option<String>,
+    /// How a pre-dump takes the pages.
+    #[prost(int32, optional, tag = "61")]
+    pub pre_dump_mode: Option<i32>,
     /// Who keeps packets away.
     #[prost(int32, optional, tag = "64")]
     pub network_lock: Option<i32>,
@@ -233,6 +248,12 @@ impl Worker {
     /// Asks for a dump; [`Worker::next`] tells how it goes.
     pub async fn dump(&mut self, opts: Opts) -> Result<(), RpcError> {
         self.send(&Request { kind: kind::DUMP, opts: Some(opts), notify_success: None }).await
+    }
+
+    /// Asks for one pre-dump; [`Worker::next`] tells how it goes.
+    pub async fn pre_dump(&mut self, opts: Opts) -> Result<(), RpcError> {
+        let kind = kind::SINGLE_PRE_DUMP;
+        self.send(&Request { kind, opts: Some(opts), notify_success: None }).await
     }
 
     /// Answers a stop: go on, or fail.

@@ -6,7 +6,7 @@
 use super::files::{Ahead as FilesAhead, Log, Trees};
 use super::gauge::Gauge;
 use super::peer::{Peer, PeerError};
-use super::pump::{self, Pump, RoundDone, Take};
+use super::pump::{self, Pump, PumpError, RoundDone, Take};
 use super::subject::Subject;
 use super::{Copied, Manner, MigrateError, Run, unexpected};
 use crate::event::{Event, Forecast, Progress, RoundReport};
@@ -19,6 +19,7 @@ use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Priority};
 use blip_transport::page::PageAt;
 use blip_transport::units::{Bandwidth, ByteSize, PAGE_SIZE, PageCount, Round};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How often progress is told, and the planner asked whether to go on.
@@ -59,8 +60,10 @@ impl Run {
         subject: &Subject,
         peer: &mut Peer,
         planner: Planner,
+        work: &Path,
     ) -> Result<Copied, MigrateError> {
-        let (tracker, why) = track::best();
+        let (tracker, why) =
+            track::choose(self.order.tracker, subject.pre_dumps(work)).map_err(PumpError::from)?;
         self.decide(format!("track by {}", tracker.kind()), why.clone());
         let files = self.files_ahead(subject, peer).await?;
         let log = self.log_ahead(subject, peer).await?;

@@ -27,6 +27,7 @@ use crate::plan::{Costs, Goal, LinkFacts, Planner};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
 use crate::target::check;
 use crate::throttle::Throttle;
+use crate::track::{self, TrackerChoice};
 use blip_transport::units::{ByteSize, Round};
 use files::{Log, Trees};
 use freeze::Ready;
@@ -56,6 +57,8 @@ pub struct Order {
     pub goal: Goal,
     /// Another name for the container on the target.
     pub rename: Option<String>,
+    /// How to tell which memory changes between rounds.
+    pub tracker: TrackerChoice,
     /// What becomes of mounts that do not travel by themselves.
     pub binds: Vec<Choice>,
     /// Remove the source's container once it has moved, instead of keeping it
@@ -151,7 +154,9 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
     let target_id = staged.map_err(MigrateError::under_way)?;
     peer.link.limit(run.order.goal.bandwidth);
     let planner = run.planner(&peer);
-    let copied = run.phase(Phase::PreCopy, run.copy_ahead(&subject, &mut peer, planner)).await;
+    let directory = run.order.work_directory(ticket);
+    let copied =
+        run.phase(Phase::PreCopy, run.copy_ahead(&subject, &mut peer, planner, &directory)).await;
     let copied = match copied {
         Ok(copied) => copied,
         Err(error) => return Err(run.call_off(peer, error.under_way()).await),
@@ -160,7 +165,6 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
         let known = network::neighbours(subject.init()).await;
         peer.say(&ToTarget::Neighbours(known)).await?;
     }
-    let directory = run.order.work_directory(ticket);
     let ended = match Ready::load(&subject, &directory).await {
         Ok(ready) => Handover::new(&run, &subject, peer, ticket, copied).run(ready).await,
         Err(error) => Err(error.into()),
@@ -243,6 +247,9 @@ impl Run {
         let source = check::facts(&self.docker).await?;
         let mut findings = check::equipment(&source, "source");
         findings.extend(subject.findings()?);
+        if let Err(error) = track::kind_for(self.order.tracker) {
+            findings.push(Finding::blocker(error.to_string(), "or leave the choice to blip"));
+        }
         let peer = Peer::connect(&self.order.target, &self.order.identity).await;
         let mut peer = match peer {
             Ok(peer) => peer,

@@ -4,6 +4,7 @@
 use super::volumes::{Choice, Plan, size_of};
 use crate::bundle::{Bundle, BundleError};
 use crate::cgroup::{CgroupError, Freezer};
+use crate::criu::predump::PreDumpSpec;
 use crate::docker::{Docker, DockerError, Inspection};
 use crate::image::Held;
 use crate::protocol::{CheckRequest, Finding, HostFacts};
@@ -137,6 +138,16 @@ impl Subject {
     pub fn tasks(&self) -> Result<Vec<Task>, CgroupError> {
         let pids = self.freezer.processes()?;
         Ok(pids.into_iter().filter_map(task).collect())
+    }
+
+    /// What CRIU's pre-dumps of it need; their images go under `work`.
+    pub fn pre_dumps(&self, work: &Path) -> PreDumpSpec {
+        PreDumpSpec {
+            pid: self.init(),
+            rootfs: self.bundle.rootfs.clone(),
+            external: self.bundle.external.clone(),
+            directory: work.join("pre-dumps"),
+        }
     }
 
     /// Memory it holds now, shared pages counted once per process.

@@ -7,6 +7,7 @@ pub mod net;
 pub mod pagemap;
 pub mod ptrace;
 pub mod readmem;
+pub mod sched;
 pub mod uffd_copy;
 pub mod uffd_peer;
 pub mod wp;

@@ -22,6 +22,10 @@ pub const HUGE: u64 = 1 << 6;
 /// A guard marker (`MADV_GUARD_INSTALL`): any access is a fault. Since 6.15.
 pub const GUARD: u64 = 1 << 8;
 
+/// Bit of an entry of `/proc/PID/pagemap`: written since the bits were cleared
+/// (admin-guide/mm/soft-dirty.rst), where the kernel keeps them.
+pub const SOFT_DIRTY: u64 = 1 << 55;
+
 const WP_MATCHING: u64 = 1 << 0;
 /// Regions one call can answer: 96 KiB of answers.
 const REGIONS: usize = 4096;

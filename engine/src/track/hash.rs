@@ -1,38 +1,48 @@
 //! The tracker that works everywhere: it reads every page each round and
 //! compares BLAKE3 hashes. Nothing is injected, nothing is armed, nothing
-//! stops; it costs a core about half a second per GiB and round.
+//! stops. It costs about half a second of one core per GiB and round, spread
+//! over all cores ([`compare`]), and as much inside the freeze: there is no
+//! other way to know what changed.
 //!
-//! **Why it compares with what was *shipped***, not with what it saw last: a
-//! page may change between the scan that hashed it and the read that ships it,
-//! and back again before the next scan. Equal hashes of two scans prove nothing
-//! about the copy in between. So a page is dirty until [`Tracker::shipped`] has
-//! said that the target holds exactly what is in it now.
+//! **Why it compares with what was *sent***, not with what it saw last: a page
+//! may change between the scan that hashed it and the read that ships it, and
+//! back again before the next scan. Equal hashes of two scans prove nothing
+//! about the copy in between. So a page is clean only if it is now what
+//! [`Sent`] says the target was sent, all 256 bits of it. A page that changes
+//! and changes back is clean, and rightly so: the target has it.
+//!
+//! It remembers nothing of its own: what was sent is known to the encoder
+//! already, so that this tracker needs no memory that grows with the
+//! container's.
+
+mod compare;
 
 use super::identity::{Identity, is_gone};
 use super::maps::Mappings;
-use super::read::{ReadError, Reader};
+use super::read::ReadError;
 use super::resident::resident;
 use super::runs::Runs;
-use super::{Scan, ScanCost, SpaceScan, Stop, Task, TrackError, TrackStats, Tracker, TrackerKind};
-use blip_transport::page::{ContentHash, PageAt, PageIndex, PageRun, SpaceId};
-use blip_transport::units::PAGE_SIZE;
-use std::collections::{BTreeMap, HashMap};
+use super::{
+    Scan, ScanCost, Sent, SpaceScan, Stop, Task, TrackError, TrackStats, Tracker, TrackerKind,
+};
+use blip_transport::page::{ContentHash, PageAt, PageRun, SpaceId};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Tracks by comparing hashes.
 #[derive(Debug, Default)]
 pub struct Hash {
     spaces: BTreeMap<SpaceId, Space>,
-    reader: Reader,
     stats: TrackStats,
 }
 
-/// What the target holds of one address space.
+/// What is remembered of one address space.
 #[derive(Debug)]
 struct Space {
     pid: i32,
     identity: Identity,
-    shipped: HashMap<PageIndex, ContentHash>,
+    /// Reported, but not delivered: dirty in the next scan.
+    debt: Runs,
 }
 
 impl Hash {
@@ -42,43 +52,38 @@ impl Hash {
     }
 
     /// Scans one process; `None` if it has no memory (any more).
-    fn visit(&mut self, task: Task, stop: Stop) -> Result<Option<SpaceScan>, TrackError> {
+    fn visit(
+        &mut self,
+        task: Task,
+        stop: Stop,
+        sent: &dyn Sent,
+    ) -> Result<Option<SpaceScan>, TrackError> {
         let look = |what| move |source| TrackError::Look { what, pid: task.pid, source };
         let identity = match Identity::read(task.pid).map_err(look("read the state"))? {
             Some(identity) => identity,
             None => return Ok(None),
         };
-        let known = self.spaces.get(&task.space);
-        let restarted = known.is_none_or(|s| s.pid != task.pid || s.identity != identity);
-        if restarted {
-            let shipped = HashMap::new();
-            self.spaces.insert(task.space, Space { pid: task.pid, identity, shipped });
-        }
         let (ours, resident) = match resident_of_ours(task.pid) {
             Ok(found) => found,
             Err(error) if is_gone(&error) => return Ok(None),
             Err(source) => return Err(look("list the pages")(source)),
         };
-        let Some(space) = self.spaces.get_mut(&task.space) else { return Ok(None) };
-        space.shipped.retain(|page, _| resident.contains(*page));
-
-        let mut dirty = Runs::default();
-        let compared = self.reader.each(task.pid, resident.as_slice(), stop, |run, bytes| {
-            for (page, bytes) in run.pages().zip(bytes.chunks_exact(PAGE_SIZE)) {
-                let now = bytes.try_into().ok().map(ContentHash::of);
-                if space.shipped.get(&page) != now.as_ref() {
-                    dirty.push(page.0, page.0 + 1);
-                }
+        let known = self.spaces.get(&task.space);
+        let restarted = known.is_none_or(|s| s.pid != task.pid || s.identity != identity);
+        let dirty = if restarted {
+            // What the target was sent is of another program.
+            resident.clone()
+        } else {
+            let debt = known.map(|space| space.debt.intersect(&resident)).unwrap_or_default();
+            match compare::changed(task, &resident, stop, sent) {
+                Ok(changed) => changed.union(&debt),
+                Err(ReadError::Gone { .. }) => return Ok(None),
+                Err(error) => return Err(look("read the memory")(std::io::Error::other(error))),
             }
-        });
-        match compared {
-            Ok(_) => {}
-            Err(ReadError::Gone { .. }) => return Ok(None),
-            Err(error) => {
-                let source = std::io::Error::other(error);
-                return Err(look("read the memory")(source));
-            }
-        }
+        };
+        // Only now: a scan that fails forgets nothing.
+        let space = Space { pid: task.pid, identity, debt: Runs::default() };
+        self.spaces.insert(task.space, space);
         Ok(Some(SpaceScan {
             space: task.space,
             pid: task.pid,
@@ -97,16 +102,43 @@ fn resident_of_ours(pid: i32) -> std::io::Result<(Runs, Runs)> {
     Ok((ours, resident))
 }
 
+/// A target that was sent nothing.
+struct Nothing;
+
+impl Sent for Nothing {
+    fn content(&self, _: PageAt) -> Option<ContentHash> {
+        None
+    }
+}
+
 impl Tracker for Hash {
     fn kind(&self) -> TrackerKind {
         TrackerKind::Hash
     }
 
+    /// Without a word on what was sent, all is dirty.
     fn scan(&mut self, tasks: &[Task], stop: Stop) -> Result<Scan, TrackError> {
+        self.scan_against(tasks, stop, &Nothing)
+    }
+
+    fn scan_against(
+        &mut self,
+        tasks: &[Task],
+        stop: Stop,
+        sent: &dyn Sent,
+    ) -> Result<Scan, TrackError> {
         let begin = Instant::now();
         let mut scan = Scan::default();
         for &task in tasks {
-            scan.spaces.extend(self.visit(task, stop)?);
+            match self.visit(task, stop, sent) {
+                Ok(found) => scan.spaces.extend(found),
+                Err(error) => {
+                    for found in scan.spaces {
+                        self.unreport(&found);
+                    }
+                    return Err(error);
+                }
+            }
         }
         let present = |id: &SpaceId| scan.spaces.iter().any(|found| found.space == *id);
         scan.gone = self.spaces.keys().copied().filter(|id| !present(id)).collect();
@@ -118,15 +150,7 @@ impl Tracker for Hash {
 
     fn give_back(&mut self, space: SpaceId, runs: &[PageRun]) {
         if let Some(space) = self.spaces.get_mut(&space) {
-            for page in runs.iter().flat_map(|run| run.pages()) {
-                space.shipped.remove(&page);
-            }
-        }
-    }
-
-    fn shipped(&mut self, page: PageAt, hash: ContentHash) {
-        if let Some(space) = self.spaces.get_mut(&page.space) {
-            space.shipped.insert(page.index, hash);
+            space.debt = space.debt.union(&Runs::from(runs));
         }
     }
 
@@ -136,5 +160,16 @@ impl Tracker for Hash {
 
     fn stats(&self) -> TrackStats {
         self.stats
+    }
+}
+
+impl Hash {
+    /// Makes a report that was never delivered undone.
+    fn unreport(&mut self, found: &SpaceScan) {
+        if found.restarted {
+            self.spaces.remove(&found.space);
+        } else {
+            self.give_back(found.space, &found.dirty);
+        }
     }
 }

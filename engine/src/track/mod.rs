@@ -2,7 +2,7 @@
 //!
 //! A [`Tracker`] is asked once per round. It answers, for every process, which
 //! pages have content and which of those must be read; [`read::Reader`] then
-//! reads them. Two trackers live here, a third (`soft-dirty`) is CRIU's own.
+//! reads them, but for those whose bytes the tracker has already.
 //!
 //! **The rules of this room** (each one was paid for with lost data)
 //! * Scan first, then read the bytes. Never the other way round.
@@ -15,6 +15,7 @@
 //! **Architecture Invariant**: a tracker never changes what a process can see
 //! of itself, and whatever it set up ends with it, also if blip is killed.
 
+pub mod choice;
 mod direct_io;
 mod hash;
 pub mod hide;
@@ -24,12 +25,18 @@ pub mod probe;
 pub mod read;
 mod resident;
 pub mod runs;
+mod soft_dirty;
 mod write_protect;
 
 use crate::sys::inject::InjectError;
+use blip_transport::encode::Encoder;
 use blip_transport::page::{ContentHash, PageAt, PageRun, SpaceId};
-use blip_transport::units::PageCount;
+use blip_transport::units::{ByteSize, PageCount};
+pub use choice::{TrackerChoice, capabilities, choose, kind_for};
 pub use hash::Hash;
+use probe::Missing;
+use runs::Runs;
+pub use soft_dirty::SoftDirty;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -95,11 +102,32 @@ pub trait Tracker: Send {
     /// the next scan reports them again.
     fn give_back(&mut self, space: SpaceId, runs: &[PageRun]);
 
-    /// Learns what content of a page the target now holds. Only the hash
-    /// tracker cares: it reports a page until it was told.
-    fn shipped(&mut self, page: PageAt, hash: ContentHash) {
-        let _ = (page, hash);
+    /// The same, told what the target was sent. Only the hash tracker asks: to
+    /// it a page is dirty unless it is what was sent.
+    fn scan_against(
+        &mut self,
+        tasks: &[Task],
+        stop: Stop,
+        sent: &dyn Sent,
+    ) -> Result<Scan, TrackError> {
+        let _ = sent;
+        self.scan(tasks, stop)
     }
+
+    /// Hands over those of `runs`, which the last scan reported, whose bytes
+    /// the tracker has already; answers those to be read from the process.
+    fn copy(
+        &mut self,
+        space: SpaceId,
+        runs: &[PageRun],
+        take: &mut dyn FnMut(PageRun, &[u8]),
+    ) -> io::Result<Runs> {
+        let _ = (space, take);
+        Ok(Runs::from(runs))
+    }
+
+    /// Nobody will ask for the last scan's bytes any more.
+    fn copied(&mut self) {}
 
     /// Undoes everything in the tracked processes and forgets them, as after a
     /// cancelled migration. Dropping the tracker does so too, but leaves it to
@@ -108,6 +136,19 @@ pub trait Tracker: Send {
 
     /// What the scans so far cost.
     fn stats(&self) -> TrackStats;
+}
+
+/// Knows what the target was sent.
+pub trait Sent: Sync {
+    /// The content of a page as it was last sent; `None` if the target has
+    /// nothing of it that could be relied on.
+    fn content(&self, at: PageAt) -> Option<ContentHash>;
+}
+
+impl Sent for Encoder {
+    fn content(&self, at: PageAt) -> Option<ContentHash> {
+        self.content(at)
+    }
 }
 
 /// What one scan of all processes found.
@@ -147,6 +188,9 @@ pub struct TrackStats {
     pub last: ScanCost,
     /// Each value's maximum over all scans.
     pub worst: ScanCost,
+    /// The most bytes of memory or disk that tracking took at any time for
+    /// pages on their way.
+    pub peak: ByteSize,
 }
 
 /// What one scan cost.
@@ -188,9 +232,16 @@ impl ScanCost {
 /// Why processes could not be tracked. The processes run on as before.
 #[derive(Debug, thiserror::Error)]
 pub enum TrackError {
-    /// The kernel lacks what this tracker needs.
-    #[error("cannot track by write protection: {0}; `--tracker hash` works everywhere")]
-    Unsupported(#[from] probe::Missing),
+    /// The kernel lacks what the tracker that was asked for needs.
+    #[error("cannot track by {asked}: {missing}; {}", alternative(*.instead))]
+    Lacks {
+        /// What was asked for.
+        asked: TrackerKind,
+        /// What it needs and is not there.
+        missing: Missing,
+        /// The best that works here.
+        instead: TrackerKind,
+    },
     /// A process could not be armed.
     #[error("cannot arm write protection: {0}; `--tracker hash` needs none")]
     Arm(#[source] InjectError),
@@ -214,12 +265,9 @@ pub enum TrackError {
     },
 }
 
-/// The best tracker this machine has, and why.
-pub fn best() -> (Box<dyn Tracker>, String) {
-    match WriteProtect::new() {
-        Ok(tracker) => {
-            (Box::new(tracker), "write-protect: the kernel has WP_ASYNC and PAGEMAP_SCAN".into())
-        }
-        Err(missing) => (Box::new(Hash::new()), format!("hash: {missing}")),
+fn alternative(kind: TrackerKind) -> String {
+    match kind {
+        TrackerKind::Hash => "`--tracker hash` works everywhere".into(),
+        other => format!("`--tracker {other}` works here, and `--tracker hash` everywhere"),
     }
 }

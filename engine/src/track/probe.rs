@@ -1,4 +1,5 @@
-//! Can this machine track by write protection? If not: what exactly is missing?
+//! Can this machine track by write protection, or by soft-dirty bits? If not:
+//! what exactly is missing?
 
 use crate::sys::pagemap::{self, Features, Pagemap, Query};
 use crate::sys::wp::WriteProtect;
@@ -12,7 +13,7 @@ pub struct Capability {
     pub guard_pages: bool,
 }
 
-/// Why write protection cannot be used here.
+/// Why a tracker cannot be used here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {
     /// Not written for this architecture.
@@ -39,6 +40,15 @@ pub enum Missing {
         /// The running kernel.
         release: String,
     },
+    /// The kernel keeps no soft-dirty bits.
+    #[error(
+        "kernel {release} keeps no soft-dirty bits (CONFIG_MEM_SOFT_DIRTY, x86-64, s390x and \
+         powerpc only)"
+    )]
+    SoftDirty {
+        /// The running kernel.
+        release: String,
+    },
     /// All there, and yet a write in our own memory was not seen.
     #[error("kernel {release} did not report a write to protected memory: {symptom}")]
     Broken {
@@ -54,7 +64,7 @@ pub fn probe() -> Result<Capability, Missing> {
     if !cfg!(target_arch = "x86_64") {
         return Err(Missing::Architecture(std::env::consts::ARCH));
     }
-    let release = uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let release = release();
     let protector = match WriteProtect::own() {
         Ok(protector) => protector,
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
@@ -71,6 +81,45 @@ pub fn probe() -> Result<Capability, Missing> {
         Ok(false) => Err(Missing::Broken { release, symptom: "nothing was reported".into() }),
         Err(error) => Err(Missing::Broken { release, symptom: error.to_string() }),
     }
+}
+
+fn release() -> String {
+    uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Finds out whether the kernel keeps soft-dirty bits, by trying it on a page
+/// of our own memory. Clears the bits of blip itself, which nobody tracks.
+pub fn soft_dirty() -> Result<(), Missing> {
+    match see_a_soft_dirty_write() {
+        Ok(true) => Ok(()),
+        Ok(false) | Err(_) => Err(Missing::SoftDirty { release: release() }),
+    }
+}
+
+/// Clears the bits, writes to a page of ours, and looks whether that shows.
+fn see_a_soft_dirty_write() -> std::io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let page = blip_transport::units::PAGE_SIZE;
+    let mut memory = vec![1_u8; 2 * page];
+    let start = (memory.as_ptr() as u64).next_multiple_of(page as u64);
+    let at = (start - memory.as_ptr() as u64) as usize;
+    let pagemap = std::fs::File::open("/proc/self/pagemap")?;
+    let is_dirty = || {
+        let mut entry = [0; 8];
+        pagemap.read_exact_at(&mut entry, start / page as u64 * 8)?;
+        Ok::<_, std::io::Error>(u64::from_ne_bytes(entry) & pagemap::SOFT_DIRTY != 0)
+    };
+    // Other threads clear them too, if they try this at the same time: then
+    // the write may seem not to show. Once is enough to know.
+    for _ in 0..8 {
+        std::fs::write("/proc/self/clear_refs", "4")?;
+        let idle = is_dirty()?;
+        std::hint::black_box(&mut memory)[at] = 2;
+        if !idle && is_dirty()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Protects a page of ours, writes to it, and looks whether that shows.

@@ -1,7 +1,7 @@
 //! Which pages have content, also on kernels without `PAGEMAP_SCAN`.
 
 use super::runs::{Runs, byte_range};
-use crate::sys::pagemap::{self, Features, Pagemap, Query};
+use crate::sys::pagemap::{self, Features, Pagemap, Query, SOFT_DIRTY};
 use blip_transport::units::PAGE_SIZE;
 use std::fs::File;
 use std::io;
@@ -66,8 +66,19 @@ pub(super) fn resident(pid: i32, where_: &Runs) -> io::Result<Runs> {
     Ok(found)
 }
 
-/// The same, entry by entry.
+/// The pages of `where_` that were not written since the soft-dirty bits were
+/// cleared.
+pub(super) fn not_soft_dirty(pid: i32, where_: &Runs) -> io::Result<Runs> {
+    entries_where(pid, where_, |entry| entry & SOFT_DIRTY == 0)
+}
+
+/// As [`resident`], entry by entry.
 fn read_entries(pid: i32, where_: &Runs) -> io::Result<Runs> {
+    entries_where(pid, where_, |entry| entry & (PRESENT | SWAPPED) != 0 && entry & GUARD == 0)
+}
+
+/// The pages of `where_` whose entry is as wanted.
+fn entries_where(pid: i32, where_: &Runs, wanted: impl Fn(u64) -> bool) -> io::Result<Runs> {
     let mut found = Runs::default();
     let file = File::open(format!("/proc/{pid}/pagemap"))?;
     let mut entries = vec![0; ENTRIES as usize * 8];
@@ -79,7 +90,7 @@ fn read_entries(pid: i32, where_: &Runs) -> io::Result<Runs> {
             file.read_exact_at(entries, at * 8)?;
             for (page, entry) in (at..).zip(entries.chunks_exact(8)) {
                 let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
-                if entry & (PRESENT | SWAPPED) != 0 && entry & GUARD == 0 {
+                if wanted(entry) {
                     found.push(page, page + 1);
                 }
             }

@@ -2,17 +2,26 @@
 
 use crate::oracle;
 use blip_engine::track::read::{ReadError, Reader};
-use blip_engine::track::{Scan, Stop, Task};
-use blip_transport::page::SpaceId;
+use blip_engine::track::runs::Runs;
+use blip_engine::track::{Scan, Sent, Stop, Task, Tracker};
+use blip_transport::page::{ContentHash, PageAt, PageRun, SpaceId};
 use std::collections::{BTreeMap, HashMap};
 
 /// The copy of every space.
 #[derive(Default)]
 pub(crate) struct Shadow {
     pub(crate) spaces: BTreeMap<SpaceId, HashMap<u64, Vec<u8>>>,
+    /// What it believes to hold.
+    hashes: BTreeMap<SpaceId, HashMap<u64, ContentHash>>,
     reader: Reader,
     /// Pages copied so far.
     pub(crate) copied: u64,
+}
+
+impl Sent for Shadow {
+    fn content(&self, at: PageAt) -> Option<ContentHash> {
+        self.hashes.get(&at.space)?.get(&at.index.0).copied()
+    }
 }
 
 impl Shadow {
@@ -21,20 +30,35 @@ impl Shadow {
         self.apply_but(scan, stop, |_, _| false);
     }
 
-    /// Does what a scan says, but forgets to copy the pages `skip` picks.
+    /// Does what a scan says, but forgets to copy the pages `skip` picks, and
+    /// believes to have done so.
     pub(crate) fn apply_but(
         &mut self,
+        scan: &Scan,
+        stop: Stop,
+        skip: impl FnMut(SpaceId, u64) -> bool,
+    ) {
+        self.apply_from(None, scan, stop, skip);
+    }
+
+    /// The same, with the bytes that the tracker has from there.
+    pub(crate) fn apply_from(
+        &mut self,
+        mut tracker: Option<&mut dyn Tracker>,
         scan: &Scan,
         stop: Stop,
         mut skip: impl FnMut(SpaceId, u64) -> bool,
     ) {
         for gone in &scan.gone {
             self.spaces.remove(gone);
+            self.hashes.remove(gone);
         }
         for found in &scan.spaces {
             let pages = self.spaces.entry(found.space).or_default();
+            let hashes = self.hashes.entry(found.space).or_default();
             if found.restarted {
                 pages.clear();
+                hashes.clear();
             }
             let mut resident = found.resident.iter().peekable();
             let mut stays = std::collections::HashSet::new();
@@ -43,26 +67,43 @@ impl Shadow {
                 assert!(resident.peek().is_none_or(|next| run.end() < next.start.0), "unsorted");
             }
             pages.retain(|page, _| stays.contains(page));
+            hashes.retain(|page, _| stays.contains(page));
             let dirty: u64 = found.dirty.iter().map(|run| run.count.0).sum();
             for run in &found.dirty {
                 assert!(run.pages().all(|page| stays.contains(&page.0)), "dirty, not resident");
             }
-            let result = self.reader.each(found.pid, &found.dirty, stop, |run, bytes| {
+            let mut take = |run: PageRun, bytes: &[u8]| {
                 for (page, bytes) in run.pages().zip(bytes.chunks_exact(oracle::PAGE)) {
+                    hashes.insert(page.0, ContentHash::of(bytes.try_into().unwrap()));
                     if !skip(found.space, page.0) {
                         pages.insert(page.0, bytes.to_vec());
                     }
                 }
-            });
+            };
+            let rest = match &mut tracker {
+                Some(tracker) => tracker.copy(found.space, &found.dirty, &mut take).unwrap(),
+                None => Runs::from(found.dirty.as_slice()),
+            };
+            let result = self.reader.each(found.pid, rest.as_slice(), stop, take);
             match result {
                 Ok(missing) => missing.iter().for_each(|page| {
                     pages.remove(&page.0);
+                    hashes.remove(&page.0);
                 }),
                 Err(ReadError::Gone { .. }) if stop == Stop::Live => {}
                 Err(error) => panic!("{error}"),
             }
             self.copied += dirty;
         }
+        if let Some(tracker) = tracker {
+            tracker.copied();
+        }
+    }
+
+    /// Believes to hold something else of a page than there is.
+    pub(crate) fn distort(&mut self, space: SpaceId, page: u64) {
+        let hashes = self.hashes.entry(space).or_default();
+        hashes.insert(page, ContentHash([7; 32]));
     }
 
     /// Compares with the truth; says what is wrong.

@@ -4,7 +4,7 @@ use crate::child::{Program, arm};
 use crate::oracle;
 use crate::shadow::Shadow;
 use blip_engine::track::{Hash, Scan, SpaceScan, Stop, Tracker, WriteProtect};
-use blip_transport::page::{ContentHash, PageAt, PageIndex, PageRun};
+use blip_transport::page::PageRun;
 use std::ptr;
 use std::time::Duration;
 
@@ -275,27 +275,26 @@ fn a_debugger_is_named_and_a_failed_scan_forgets_nothing() {
 
 #[test]
 #[cfg_attr(not(blip_root), ignore = "needs root")]
-fn hashes_find_the_same_pages_and_believe_only_what_was_shipped() {
+fn hashes_find_the_same_pages_and_believe_only_what_was_sent() {
     let (program, areas) = start("");
     let mut tracker = Hash::new();
     let tasks = program.tasks();
     let truth = oracle::truth(program.pid());
-    for shipped in [false, false, true] {
-        let scan = tracker.scan(&tasks, Stop::Live).unwrap();
+    let mut shadow = Shadow::default();
+    for _ in 0..2 {
+        let scan = tracker.scan_against(&tasks, Stop::Live, &shadow).unwrap();
         let found = only(&scan);
         assert!(pages(&found.resident).iter().eq(truth.keys()));
-        assert_eq!(found.dirty, found.resident, "nothing was shipped yet");
-        if shipped {
-            let mut shadow = Shadow::default();
-            shadow.apply(&scan, Stop::Live);
-            for (page, bytes) in &shadow.spaces[&tasks[0].space] {
-                let at = PageAt { space: tasks[0].space, index: PageIndex(*page) };
-                let bytes = bytes.as_slice().try_into().unwrap();
-                tracker.shipped(at, ContentHash::of(bytes));
-            }
-        }
+        assert_eq!(found.dirty, found.resident, "nothing was sent yet");
     }
-    tracker.give_back(tasks[0].space, &[PageRun::new(areas[0].run.start.0, 2)]);
-    let scan = tracker.scan(&tasks, Stop::Frozen).unwrap();
-    assert_eq!(only(&scan).dirty, [PageRun::new(areas[0].run.start.0, 2)]);
+    let run = areas[0].run;
+    let scan = tracker.scan_against(&tasks, Stop::Live, &shadow).unwrap();
+    let missed = run.start.0 + 5;
+    shadow.apply(&scan, Stop::Live);
+    shadow.distort(tasks[0].space, missed);
+    tracker.give_back(tasks[0].space, &[PageRun::new(run.start.0, 2)]);
+    let scan = tracker.scan_against(&tasks, Stop::Frozen, &shadow).unwrap();
+    assert_eq!(only(&scan).dirty, [PageRun::new(run.start.0, 2), PageRun::new(missed, 1)]);
+    let scan = tracker.scan_against(&tasks, Stop::Frozen, &shadow).unwrap();
+    assert_eq!(only(&scan).dirty, [PageRun::new(missed, 1)]);
 }

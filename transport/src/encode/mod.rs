@@ -33,6 +33,7 @@ use crate::wire::{BatchId, END_OF_SPACE, MAX_DATA_PAGES, RawBatch, pages_of, who
 use delta::Recent;
 use sent::{Sent, What};
 use std::collections::VecDeque;
+use std::sync::LazyLock;
 
 /// What the encoder may do to save bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,7 @@ pub struct Encoder {
 }
 
 static ZERO: PageBytes = [0; PAGE_SIZE];
+static ZERO_CONTENT: LazyLock<ContentHash> = LazyLock::new(|| ContentHash::of(&ZERO));
 
 impl Encoder {
     /// An encoder for a target that holds nothing.
@@ -246,6 +248,15 @@ impl Encoder {
     pub fn holds(&self, at: PageAt) -> bool {
         let open = self.in_round.then_some(self.tally.round);
         self.sent.sent_in(at).is_some_and(|round| Some(round) != open)
+    }
+
+    /// What the target was last sent of a page; `None` if that was nothing, or
+    /// nothing it could make sense of. What a round still open has sent counts.
+    pub fn content(&self, at: PageAt) -> Option<ContentHash> {
+        match self.sent.get(at)? {
+            What::Zero => Some(*ZERO_CONTENT),
+            what => self.sent.name(what),
+        }
     }
 
     /// The spaces of which the target holds pages, in order.

@@ -100,6 +100,21 @@ fn a_page_asked_for_again_travels_whole_and_vouches_for_its_content() {
 }
 
 #[test]
+fn what_was_sent_of_a_page_is_known_until_it_is_lost_or_gone() {
+    let mut encoder = Encoder::new(EncodeOptions::default());
+    round(&mut encoder, 0, &[(0, 5), (10, 5), (20, 0), (30, 6)]);
+    let content = |number| Some(ContentHash::of(&page(number)));
+    let known = |encoder: &Encoder| [0, 10, 20, 30, 40].map(|index| encoder.content(at(index)));
+    assert_eq!(known(&encoder), [content(5), content(5), content(0), content(6), None]);
+    encoder.resend(at(10));
+    round(&mut encoder, 1, &[(30, 7)]);
+    encoder.begin_round(Round(2));
+    encoder.forget(SpaceId(1), PageRun::new(0, 1));
+    encoder.finish_round();
+    assert_eq!(known(&encoder), [None, None, content(0), content(7), None]);
+}
+
+#[test]
 fn a_lost_page_that_became_a_hole_is_dropped() {
     let mut encoder = Encoder::new(EncodeOptions::default());
     round(&mut encoder, 0, &[(0, 5)]);

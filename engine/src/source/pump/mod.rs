@@ -43,6 +43,9 @@ pub enum PumpError {
     /// Reading memory.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// Reading what the tracker has copied.
+    #[error("cannot read the images of CRIU's pre-dump: {0}")]
+    Copy(std::io::Error),
     /// Sending.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -215,7 +218,7 @@ impl Pump {
         out: &Sink,
     ) -> Result<(RoundTally, Found), PumpError> {
         self.encoder.begin_round(order.round);
-        let scan = self.tracker.scan(&order.tasks, order.stop)?;
+        let scan = self.tracker.scan_against(&order.tasks, order.stop, &self.encoder)?;
         let mut found = Found::of(&scan);
         self.forget(&scan);
         let shares: Vec<_> =
@@ -231,6 +234,7 @@ impl Pump {
             share.kept = share.kept.union(&unread);
             self.books.hold(space.space, share.kept);
         }
+        self.tracker.copied();
         let tally = self.finish(out);
         self.books.remember(scan);
         Ok((tally, found))
@@ -266,10 +270,13 @@ impl Pump {
         let mut stretches = runs.stretches(STRETCH);
         while !gauge.is_cut() {
             let Some(stretch) = stretches.next() else { return Ok(Runs::default()) };
-            self.reader.each(pid, stretch.as_slice(), stop, |run, bytes| {
+            let mut take = |run, bytes: &[u8]| {
                 encoder.pages(space, run, bytes);
                 out.take_from(encoder);
-            })?;
+            };
+            let rest = self.tracker.copy(space, stretch.as_slice(), &mut take);
+            let rest = rest.map_err(PumpError::Copy)?;
+            self.reader.each(pid, rest.as_slice(), stop, take)?;
             gauge.read(stretch.pages());
         }
         let mut unread = Runs::default();
