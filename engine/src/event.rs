@@ -3,9 +3,11 @@
 //! [`Report`] sums it up.
 
 use crate::handover::Outcome;
+use crate::history::{End, Journal};
 use crate::plan::{Goal, Method, OnMiss, ThrottleLimit};
 use blip_transport::units::{Bandwidth, ByteSize, PageCount, Round};
 use serde::{Deserialize, Serialize};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// A step of a migration, in the order in which they happen.
@@ -66,6 +68,9 @@ pub struct RoundReport {
     pub round: Round,
     /// Whether the container was frozen.
     pub frozen: bool,
+    /// Whether it went after the container, which ran on the target already.
+    #[serde(default)]
+    pub pushed: bool,
     /// Pages looked at.
     pub scanned: PageCount,
     /// Pages that had to be read.
@@ -345,17 +350,32 @@ pub fn millis(time: Duration) -> f64 {
 pub struct Events {
     begun: Instant,
     listener: tokio::sync::mpsc::UnboundedSender<Timed>,
+    journal: Arc<OnceLock<Journal>>,
 }
 
 impl Events {
     /// A stream that begins now, and its listening end.
     pub fn channel() -> (Self, tokio::sync::mpsc::UnboundedReceiver<Timed>) {
         let (listener, receiver) = tokio::sync::mpsc::unbounded_channel();
-        (Self { begun: Instant::now(), listener }, receiver)
+        (Self { begun: Instant::now(), listener, journal: Arc::default() }, receiver)
+    }
+
+    /// Keeps the host's journal of this migration from now on.
+    pub fn record_in(&self, journal: Journal) {
+        let _ = self.journal.set(journal);
     }
 
     /// Tells what happened.
     pub fn send(&self, event: Event) {
+        if let Some(journal) = self.journal.get() {
+            match &event {
+                Event::Begin { phase } => journal.phase(*phase),
+                Event::Round(round) => journal.round(round.round),
+                Event::CalledOff { why } => journal.ended_as(End::Kept, Some(why.clone())),
+                Event::Finished(report) => journal.ended(report),
+                _ => {}
+            }
+        }
         let _ = self.listener.send(Timed { at_ms: millis(self.begun.elapsed()), event });
     }
 

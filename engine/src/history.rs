@@ -132,7 +132,7 @@ impl History {
     /// A migration begins on this host. Dropped without a word how it ended, it
     /// counts as kept.
     pub fn began(&self, ticket: Ticket, side: Side, container: &str, peer: &str) -> Journal {
-        let pid = std::process::id().cast_signed();
+        let pid = std::process::id() as i32;
         let state = Running {
             ticket: ticket.to_string(),
             side,

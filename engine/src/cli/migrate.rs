@@ -6,8 +6,10 @@ use crate::event::Events;
 use crate::handover::Outcome;
 use crate::source::volumes::Choice;
 use crate::source::{MigrateError, Order, migrate};
+use crate::timeline;
 use crate::track::TrackerChoice;
 use clap::Args;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::sync::watch;
 
@@ -41,6 +43,9 @@ pub(super) struct MigrateArgs {
     /// How to show what happens
     #[arg(long, value_enum, default_value_t)]
     progress: show::Progress,
+    /// Draw what happened as a picture into this file (SVG)
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     goal: GoalArgs,
 }
@@ -71,7 +76,12 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
     let style = show::Style::new(args.json, args.progress, order.goal.downtime);
     let shown = tokio::spawn(show::show(listener, style));
     let result = migrate(order, events).await;
-    shown.await?;
+    let shown = shown.await?;
+    if let Some(path) = &args.report
+        && let Err(error) = std::fs::write(path, timeline::svg(&shown))
+    {
+        eprintln!("blip: cannot draw into {path:?}: {error}");
+    }
     match result {
         Ok(report) => Ok(ExitCode::from(match report.outcome {
             Outcome::Moved => exit::DONE,

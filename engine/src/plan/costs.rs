@@ -155,7 +155,7 @@ impl Costs {
             return;
         }
         let ms = |phase| report.downtime.iter().find(|part| part.phase == phase).map(|p| p.ms);
-        let last = report.rounds.iter().filter(|round| round.frozen);
+        let last = report.rounds.iter().filter(|round| round.frozen && !round.pushed);
         let (last_ms, last_bytes) =
             last.fold((0.0, 0), |sum, round| (sum.0 + round.ms, sum.1 + round.bytes_wire.0));
         let quiet = last_bytes <= QUIET.0;

@@ -13,6 +13,7 @@ use crate::event::{Event, LazyReport, Phase, PhaseTime, millis};
 use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdict};
 use crate::lazy::LazyPlan;
 use crate::ledger::{Ledger, SourceRecord};
+use crate::plan::LinkFacts;
 use crate::protocol::{MissingPages, PageRequest, RestoreRequest, ToSource, ToTarget};
 use crate::target::intake::{INVENTORY, LOG};
 use crate::target::pages::tag;
@@ -22,7 +23,7 @@ use crate::track::{Stop, Task};
 use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Connection, Priority};
 use blip_transport::page::PageAt;
-use blip_transport::units::{ByteSize, PAGE_SIZE, Round};
+use blip_transport::units::{Bandwidth, ByteSize, PAGE_SIZE, Round};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::path::Path;
@@ -34,6 +35,8 @@ use tokio::task::{JoinError, JoinHandle};
 const RESOLVE_LIMIT: Duration = Duration::from_secs(10);
 /// How long the target may take to restore, once it has everything.
 const HOLD_LIMIT: Duration = Duration::from_secs(90);
+/// A round of fewer bytes tells more of latencies than of the link's rate.
+const LINK_SAMPLE: ByteSize = ByteSize(16 << 20);
 /// Images that stay here.
 const NOT_SENT: [&str; 3] = ["dump.log", "criu.conf", "descriptors.json"];
 
@@ -543,7 +546,8 @@ impl<'a> Handover<'a> {
         if let Some(frozen) = self.frozen.take() {
             frozen.leave();
         }
-        let sent = ByteSize(self.peer.link.stats().sent.0);
+        let stats = self.peer.link.stats();
+        let link = LinkFacts { rtt: stats.rtt, bandwidth: self.observed_bandwidth() };
         self.peer.part().await;
         Ok(Ended {
             outcome,
@@ -551,7 +555,8 @@ impl<'a> Handover<'a> {
             downtime: self.clock.parts,
             lazy: self.lazy,
             memory: self.memory,
-            sent,
+            sent: stats.sent,
+            link,
             tracker: self.copied.tracker,
             forecast: self.copied.forecast,
             throttled: self.copied.throttled,
@@ -571,6 +576,15 @@ impl<'a> Handover<'a> {
             remove_source: self.run.order.remove_source,
             at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         }
+    }
+
+    /// What the link carried in the longest round. A round that the container
+    /// or this host held up, and a user's limit, say nothing of the link.
+    fn observed_bandwidth(&self) -> Option<Bandwidth> {
+        let longest = self.copied.rounds.iter().max_by_key(|round| round.bytes_wire)?;
+        let took = Duration::from_secs_f64(longest.ms / 1e3);
+        let enough = longest.bytes_wire >= LINK_SAMPLE && self.run.order.goal.bandwidth.is_none();
+        enough.then(|| Bandwidth::over(longest.bytes_wire, took))
     }
 
     fn ledger(&self) -> Result<Ledger, MigrateError> {

@@ -20,10 +20,12 @@ use crate::event::{
     Event, Events, Forecast, GoalReport, LazyReport, Phase, PhaseTime, Report, RoundReport,
     Versions, millis,
 };
+use crate::experience::Experience;
 use crate::handover::{Outcome, Ticket};
+use crate::history::{History, Side};
 use crate::image::{self, Held, ImageOrder};
 use crate::network;
-use crate::plan::{Costs, Goal, LinkFacts, Planner};
+use crate::plan::{Goal, LinkFacts, Planner};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
 use crate::target::check;
 use crate::throttle::Throttle;
@@ -150,10 +152,12 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
     let run = Run { order, events, docker, begun };
     let (subject, mut peer, facts, notes) = run.phase(Phase::Preflight, run.preflight()).await?;
     let ticket = new_ticket();
+    peer.link.limit(run.order.goal.bandwidth);
+    run.keep_a_journal(ticket, &subject);
     let staged = run.phase(Phase::Stage, run.stage(&subject, &mut peer, ticket)).await;
     let target_id = staged.map_err(MigrateError::under_way)?;
-    peer.link.limit(run.order.goal.bandwidth);
-    let planner = run.planner(&peer);
+    let mut experience = Experience::open(&run.order.state, &peer.link.peer());
+    let planner = run.planner(&subject, &peer, &experience);
     let directory = run.order.work_directory(ticket);
     let copied =
         run.phase(Phase::PreCopy, run.copy_ahead(&subject, &mut peer, planner, &directory)).await;
@@ -171,7 +175,9 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
     };
     let _ = std::fs::remove_dir_all(&directory);
     let ended = ended.map_err(MigrateError::under_way)?;
+    let seen = ended.link;
     let report = run.report(&subject, ended, target_id, facts, notes);
+    run.learn(&mut experience, &report, seen);
     run.events.send(Event::Finished(Box::new(report.clone())));
     Ok(report)
 }
@@ -221,6 +227,7 @@ pub struct Ended {
     tracker: String,
     forecast: Forecast,
     throttled: u8,
+    link: LinkFacts,
 }
 
 impl Run {
@@ -283,9 +290,29 @@ impl Run {
         Ok((subject, peer, [source, target], notes))
     }
 
-    fn planner(&self, peer: &Peer) -> Planner {
-        let link = LinkFacts { rtt: peer.link.stats().rtt, bandwidth: None };
-        Planner::new(self.order.goal, Costs::default(), link)
+    /// A planner that knows what this container and this pair of hosts cost
+    /// before.
+    fn planner(&self, subject: &Subject, peer: &Peer, experience: &Experience) -> Planner {
+        let rtt = peer.link.stats().rtt;
+        let bandwidth = experience.link().and_then(|link| link.bandwidth);
+        let costs = experience.costs(&subject.inspection.name).at(rtt);
+        Planner::new(self.order.goal, costs, LinkFacts { rtt, bandwidth })
+    }
+
+    /// What this migration taught is of use to the next one only: not worth an
+    /// error.
+    fn learn(&self, experience: &mut Experience, report: &Report, link: LinkFacts) {
+        experience.learn_link(link);
+        experience.learn(&report.container, report);
+        if let Err(error) = experience.save() {
+            tracing::warn!("what this migration cost is not remembered: {error}");
+        }
+    }
+
+    fn keep_a_journal(&self, ticket: Ticket, subject: &Subject) {
+        let (name, target) = (&subject.inspection.name, &self.order.target);
+        let history = History::of(&self.order.state);
+        self.events.record_in(history.began(ticket, Side::Source, name, target));
     }
 
     /// Nothing was frozen: the target is told to forget it, and need not find

@@ -73,20 +73,25 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(Stderr, "blip: {text}");
 }
 
-/// Prints events until there are no more.
-pub(crate) async fn show(mut events: mpsc::UnboundedReceiver<Timed>, style: Style) {
+/// Prints events until there are no more, and gives them back.
+pub(crate) async fn show(mut events: mpsc::UnboundedReceiver<Timed>, style: Style) -> Vec<Timed> {
+    let mut all = Vec::new();
     let mut screen = Screen::new(style);
     let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             event = events.recv() => match event {
-                Some(event) => screen.event(&event),
+                Some(event) => {
+                    screen.event(&event);
+                    all.push(event);
+                }
                 None => break,
             },
             _ = tick.tick(), if style.live => screen.draw(),
         }
     }
     live::wipe();
+    all
 }
 
 /// What is shown, and what it needs to remember.

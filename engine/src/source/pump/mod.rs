@@ -152,6 +152,10 @@ impl Pump {
     ) -> Result<(Self, RoundDone), PumpError> {
         let owed = self.owed();
         let count = PageCount(owed.iter().map(|(_, runs)| runs.pages().0).sum());
+        let mark = |(pump, mut done): (Self, RoundDone)| {
+            done.report.pushed = true;
+            (pump, done)
+        };
         let work = move |pump: &mut Self, out: &Sink| {
             pump.encoder.begin_round(round);
             let gauge = Gauge::default();
@@ -160,7 +164,7 @@ impl Pump {
             }
             Ok(pump.finish(out))
         };
-        self.extra(round, count, link, work).await
+        self.extra(round, count, link, work).await.map(mark)
     }
 
     async fn extra(
