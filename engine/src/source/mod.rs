@@ -7,6 +7,7 @@
 pub mod files;
 pub mod freeze;
 pub mod hand;
+pub mod measure;
 pub mod peer;
 pub mod pump;
 pub mod resolve;

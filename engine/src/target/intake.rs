@@ -137,6 +137,8 @@ impl Intake {
             StreamKind::Pages(round) => self.take_pages(round, stream).await,
             StreamKind::Files(round) => self.take_files(round, stream).await,
             StreamKind::Blobs => self.take_blobs(BlobReceiver::new(stream)).await,
+            // Of use only before anything is staged.
+            StreamKind::Probe => Ok(()),
         }
     }
 

@@ -9,6 +9,7 @@ pub mod arrival;
 pub mod check;
 pub mod intake;
 pub mod pages;
+mod probe;
 pub mod stage;
 
 use crate::docker::{Docker, DockerError, register_runtime};
@@ -72,6 +73,10 @@ impl Agent {
                 ToTarget::Ask(ticket) => {
                     let verdict = self.verdict(ticket, &link).await?;
                     to_source.send(&ToSource::Answer(verdict)).await?;
+                }
+                ToTarget::Probe => {
+                    let report = probe::receive(&link).await?;
+                    to_source.send(&ToSource::Probed(report)).await?;
                 }
                 ToTarget::Stage(request) => {
                     let (ask, questions) = mpsc::channel(4);

@@ -23,6 +23,8 @@ pub enum StreamKind {
     Files(Round),
     /// Named blobs: read them with [`BlobReceiver`](super::BlobReceiver).
     Blobs,
+    /// Nothing of use: to see how fast it comes.
+    Probe,
 }
 
 impl StreamKind {
@@ -31,6 +33,7 @@ impl StreamKind {
             Self::Pages(_) => "pages",
             Self::Files(_) => "files",
             Self::Blobs => "blobs",
+            Self::Probe => "probe",
         }
     }
 }
