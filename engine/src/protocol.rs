@@ -160,6 +160,8 @@ pub enum ToTarget {
     Retired,
     /// What became of this ticket?
     Ask(Ticket),
+    /// A stream follows that is to be timed and thrown away.
+    Probe,
 }
 
 /// From target to source.
@@ -208,6 +210,21 @@ pub enum ToSource {
     },
     /// The answer to [`ToTarget::Ask`]; `None`: not known yet, ask again.
     Answer(Option<Verdict>),
+    /// What came on the stream of a [`ToTarget::Probe`].
+    Probed(ProbeReport),
+}
+
+/// How a probe arrived.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeReport {
+    /// Time since the first frame in microseconds, and bytes that had come by
+    /// then; ascending, at most [`ProbeReport::LIMIT`].
+    pub steps: Vec<(u64, ByteSize)>,
+}
+
+impl ProbeReport {
+    /// Most steps.
+    pub const LIMIT: usize = 512;
 }
 
 /// Pages wanted from the frozen source.

@@ -4,6 +4,7 @@ mod agent;
 mod goal;
 mod migrate;
 mod pair;
+mod plan;
 mod show;
 mod status;
 mod values;
@@ -62,6 +63,8 @@ enum Command {
     /// Move a container from this host to a paired one
     #[command(after_help = EXIT_CODES)]
     Migrate(migrate::MigrateArgs),
+    /// Forecast what each way of moving a container would take; move nothing
+    Plan(plan::PlanArgs),
     /// Wait on this host for containers to arrive
     Agent(agent::AgentArgs),
     /// Make two hosts know each other: without it, no connection
@@ -96,6 +99,7 @@ pub fn main() -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Migrate(args) => migrate::run(args, cli.places).await,
+        Command::Plan(args) => plan::run(args, cli.places).await,
         Command::Agent(args) => agent::run(args, cli.places).await,
         Command::Pair(args) => pair::run(args, &cli.places),
         Command::Check => status::check().await,

@@ -122,6 +122,15 @@ impl Dirtying {
         Some(PageCount(pages.min(most).ceil() as u64))
     }
 
+    /// The working set in pages, the time constant in seconds, and the pages a
+    /// second that are written once; `None` before two observations.
+    pub fn shape(&self) -> Option<(f64, f64, f64)> {
+        match self.curve? {
+            Curve::Root { .. } => None,
+            Curve::Fitted { working_set, tau, stream } => Some((working_set, tau, stream)),
+        }
+    }
+
     /// How far off the curve usually is, relative to what it says.
     pub fn error(&self) -> f64 {
         match self.seen.len() {

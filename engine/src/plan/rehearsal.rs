@@ -273,12 +273,21 @@ pub struct Writer {
     pub tau: f64,
     /// Pages a second it writes to once.
     pub stream: f64,
-    /// How fast its pages go out, in bytes of memory a second.
+    /// How its memory goes out in the first round.
+    pub all: Speed,
+    /// How pages go out that are dirty again.
+    pub dirty: Speed,
+    /// What a round takes besides its pages.
+    pub overhead: Duration,
+}
+
+/// How pages go out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed {
+    /// Bytes of memory a second.
     pub pace: Bandwidth,
     /// Bytes on the link for a byte of memory.
     pub squeeze: f64,
-    /// What a round takes besides its pages.
-    pub overhead: Duration,
 }
 
 /// A [`Writer`] at work.
@@ -297,6 +306,12 @@ impl Writer {
     /// Sets to work.
     pub fn begin(self) -> Writing {
         Writing { writer: self, scans: 0, time: 0.0, before: 0.0, held: 0.0 }
+    }
+}
+
+impl Writing {
+    fn speed(&self) -> Speed {
+        if self.scans <= 1 { self.writer.all } else { self.writer.dirty }
     }
 }
 
@@ -326,11 +341,11 @@ impl World for Writing {
     }
 
     fn pace(&self) -> Bandwidth {
-        self.writer.pace
+        self.speed().pace
     }
 
     fn squeeze(&self) -> f64 {
-        self.writer.squeeze
+        self.speed().squeeze
     }
 
     fn overhead(&self) -> Duration {
@@ -338,9 +353,16 @@ impl World for Writing {
     }
 }
 
-/// Rehearses our policy on a writer.
-pub fn rehearse_writer(goal: Goal, costs: Costs, link: LinkFacts, writer: Writer) -> Outcome {
+/// Rehearses our policy on a writer. The copying begins at `begun` after the
+/// command.
+pub fn rehearse_writer(
+    goal: Goal,
+    costs: Costs,
+    link: LinkFacts,
+    writer: Writer,
+    begun: Duration,
+) -> Outcome {
     let truth = Truth { costs, rtt: link.rtt };
     let planner = Planner::new(goal, costs, link);
-    rehearse(planner, &mut writer.begin(), &truth, Duration::ZERO)
+    rehearse(planner, &mut writer.begin(), &truth, begun)
 }

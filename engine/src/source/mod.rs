@@ -9,6 +9,7 @@ pub mod files;
 pub mod freeze;
 mod gauge;
 pub mod hand;
+pub mod measure;
 pub mod peer;
 pub mod pump;
 pub mod resolve;

@@ -165,6 +165,8 @@ impl Intake {
             // Images come before there is an intake.
             StreamKind::Image => Err(IntakeError::TooEarly { what: "an image" }),
             StreamKind::Blobs => self.take_blobs(BlobReceiver::new(stream)).await,
+            // Of use only before anything is staged.
+            StreamKind::Probe => Ok(()),
         }
     }
 

@@ -10,6 +10,7 @@ pub mod check;
 pub mod intake;
 pub mod mounts;
 pub mod pages;
+mod probe;
 pub mod stage;
 
 use crate::docker::{Docker, DockerError, register_runtime};
@@ -87,6 +88,10 @@ impl Agent {
                 ToTarget::Ask(ticket) => {
                     let verdict = self.verdict(ticket, &link).await?;
                     to_source.send(&ToSource::Answer(verdict)).await?;
+                }
+                ToTarget::Probe => {
+                    let report = probe::receive(&link).await?;
+                    to_source.send(&ToSource::Probed(report)).await?;
                 }
                 ToTarget::Stage(request) => {
                     let (ask, questions) = mpsc::channel(4);

@@ -27,6 +27,8 @@ pub enum StreamKind {
     Image,
     /// Named blobs: read them with [`BlobReceiver`](super::BlobReceiver).
     Blobs,
+    /// Nothing of use: to see how fast it comes.
+    Probe,
 }
 
 impl StreamKind {
@@ -36,6 +38,7 @@ impl StreamKind {
             Self::Files(..) => "files",
             Self::Image => "image",
             Self::Blobs => "blobs",
+            Self::Probe => "probe",
         }
     }
 }

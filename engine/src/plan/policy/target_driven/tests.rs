@@ -1,7 +1,7 @@
 //! What the policy decides, rehearsed on writers of known habits.
 
 use crate::plan::model::Rest;
-use crate::plan::rehearsal::{Outcome, Writer, rehearse_writer};
+use crate::plan::rehearsal::{Outcome, Speed, Writer, rehearse_writer};
 use crate::plan::{Costs, Decision, Goal, LinkFacts, Method, OnMiss, Planner, ThrottleLimit};
 use blip_transport::units::{Bandwidth, PageCount};
 use proptest::prelude::*;
@@ -21,15 +21,15 @@ fn writer(working_set: f64, rate: f64) -> Writer {
         working_set: pages,
         tau: pages * 4096.0 / rate.max(1.0),
         stream: 0.0,
-        pace: Bandwidth(117e6),
-        squeeze: 1.0,
+        all: Speed { pace: Bandwidth(117e6), squeeze: 1.0 },
+        dirty: Speed { pace: Bandwidth(117e6), squeeze: 1.0 },
         overhead: ms(8),
     }
 }
 
 fn run(goal: Goal, writer: Writer) -> Outcome {
     let link = LinkFacts { rtt: Duration::ZERO, bandwidth: None };
-    rehearse_writer(goal, Costs::default(), link, writer)
+    rehearse_writer(goal, Costs::default(), link, writer, Duration::ZERO)
 }
 
 fn last_words(outcome: &Outcome) -> &str {
@@ -213,8 +213,8 @@ fn any_writer() -> impl Strategy<Value = Writer> {
             working_set: resident as f64 * share,
             tau,
             stream,
-            pace: Bandwidth(pace),
-            squeeze: 0.7,
+            all: Speed { pace: Bandwidth(pace), squeeze: 0.7 },
+            dirty: Speed { pace: Bandwidth(pace), squeeze: 0.7 },
             overhead: ms(overhead),
         },
     )
