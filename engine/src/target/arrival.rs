@@ -5,9 +5,11 @@ use super::intake::{Intake, IntakeError};
 use super::pages::StoredPages;
 use super::stage::Staged;
 use super::{Agent, announcer};
-use crate::event::{LazyReport, millis};
+use crate::docker::Inspection;
+use crate::event::{LazyReport, Phase, millis};
 use crate::guard::{Charge, Guard};
 use crate::handover::{Target, TargetAction, TargetEvent, Ticket, Verdict};
+use crate::history::{End, Journal, Side};
 use crate::lazy::{LazyEvent, LazyHandle, LazyOptions, LazyPlan, TaskPlan};
 use crate::ledger::{TargetRecord, TargetStep};
 use crate::network::{self, Lift};
@@ -57,6 +59,7 @@ pub struct Arrival {
     drained: bool,
     failure: Option<String>,
     questions: Vec<Question>,
+    journal: Journal,
     inputs: mpsc::UnboundedSender<Input>,
 }
 
@@ -78,6 +81,11 @@ impl Arrival {
             source: link.peer().to_string(),
         };
         agent.ledger.save(request.ticket, &record(None))?;
+        let name = Inspection::from_json(&request.container).map(|found| found.name);
+        let peer = link.remote_addr().ip().to_canonical().to_string();
+        let name = name.unwrap_or_default();
+        let journal = agent.history.began(request.ticket, Side::Target, &name, &peer);
+        journal.phase(Phase::Stage);
         let staged = Staged::prepare(&agent.docker, &request, &intake, |id| {
             let _ = agent.ledger.save(request.ticket, &record(Some(id.to_owned())));
         })
@@ -86,6 +94,7 @@ impl Arrival {
             Ok(staged) => staged,
             Err(error) => {
                 agent.ledger.remove(request.ticket)?;
+                journal.ended_as(End::Kept, Some(format!("cannot stage: {error}")));
                 tracing::warn!(ticket = %request.ticket, "cannot stage: {error}");
                 to_source.send(&ToSource::Failed { why: error.to_string() }).await?;
                 to_source.finish().await?;
@@ -98,6 +107,7 @@ impl Arrival {
             agent.ledger.remove(request.ticket)?;
             return Err(error.into());
         }
+        journal.phase(Phase::PreCopy);
         let (inputs, mut row) = mpsc::unbounded_channel();
         tokio::spawn(listen(from_source, inputs.clone()));
         tokio::spawn(watch_intake(intake.clone(), link.clone(), inputs.clone()));
@@ -119,6 +129,7 @@ impl Arrival {
             drained: false,
             failure: None,
             questions: Vec::new(),
+            journal,
             inputs,
         };
         while !arrival.is_over() {
@@ -170,6 +181,7 @@ impl Arrival {
                 if let Some(missing) = self.intake.round_applied(round, batches).await {
                     self.tell(ToSource::RoundApplied { round, missing }).await;
                 }
+                self.journal.round(round);
             }
             ToTarget::FilesEnd { round } => {
                 if self.intake.files_applied(round).await.is_some() {
@@ -273,6 +285,7 @@ impl Arrival {
             TargetAction::Resume => Some(self.resume().await),
             TargetAction::SendResumed => {
                 self.tell(ToSource::Resumed).await;
+                self.journal.phase(Phase::Drain);
                 self.drained.then_some(TargetEvent::PagesComplete)
             }
             TargetAction::SendDrained => {
@@ -282,6 +295,7 @@ impl Arrival {
                     let _ = guard.dismiss();
                 }
                 let _ = self.record(TargetStep::Complete);
+                self.journal.ended_as(End::Moved, None);
                 self.tell(ToSource::Drained(self.lazy_report())).await;
                 None
             }
@@ -304,6 +318,7 @@ impl Arrival {
     /// The images are on their way: lets the waiting restore go on when they
     /// are there, with the lazy-pages server ready for it.
     async fn restore(&mut self, request: RestoreRequest) {
+        self.journal.phase(Phase::Restore);
         let Some(staged) = &mut self.staged else { return };
         let Some(server) = staged.lazy.take() else { return };
         self.record_ahead();
@@ -406,6 +421,7 @@ impl Arrival {
             let _ = recording.await;
         }
         let _ = self.record(TargetStep::Burned);
+        self.journal.ended_as(End::Kept, Some(why.clone()));
         tracing::info!(ticket = %self.ticket, %why, "discarded");
     }
 

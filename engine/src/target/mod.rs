@@ -13,6 +13,7 @@ pub mod stage;
 
 use crate::docker::{Docker, DockerError, register_runtime};
 use crate::handover::{Ticket, Verdict};
+use crate::history::History;
 use crate::ledger::{Ledger, TargetRecord, TargetStep};
 use crate::network;
 use crate::protocol::{HostFacts, ToSource, ToTarget};
@@ -30,6 +31,7 @@ pub struct Agent {
     docker: Docker,
     ledger: Ledger,
     facts: HostFacts,
+    history: History,
     /// Whom to ask about a handover that is under way.
     under_way: Mutex<HashMap<Ticket, mpsc::Sender<Question>>>,
 }
@@ -43,7 +45,8 @@ impl Agent {
         clean_up(&docker, &ledger).await?;
         let facts = check::facts(&docker).await?;
         let under_way = Mutex::default();
-        Ok(Arc::new(Self { docker, ledger, facts, under_way }))
+        let history = History::of(state);
+        Ok(Arc::new(Self { docker, ledger, facts, history, under_way }))
     }
 
     /// Serves one connection to its end.
