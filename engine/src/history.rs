@@ -132,7 +132,7 @@ impl History {
     /// A migration begins on this host. Dropped without a word how it ended, it
     /// counts as kept.
     pub fn began(&self, ticket: Ticket, side: Side, container: &str, peer: &str) -> Journal {
-        let pid = std::process::id() as i32;
+        let pid = nix::unistd::getpid().as_raw();
         let state = Running {
             ticket: ticket.to_string(),
             side,
@@ -154,7 +154,7 @@ impl History {
             state: Mutex::new(Some(state)),
         };
         missed("list a migration", directory(&self.running));
-        journal.write();
+        missed("list a migration", journal.write());
         journal
     }
 
@@ -264,14 +264,14 @@ impl Journal {
         if let Some(state) = self.lock().as_mut() {
             change(state);
         }
-        self.write();
+        // What is wrong was said at the beginning.
+        let _ = self.write();
     }
 
-    fn write(&self) {
+    fn write(&self) -> io::Result<()> {
         let state = self.lock();
-        let Some(state) = state.as_ref() else { return };
-        let bytes = serde_json::to_vec(state).map_err(io::Error::from);
-        missed("list a migration", bytes.and_then(|bytes| replace(&self.file, &bytes)));
+        let Some(state) = state.as_ref() else { return Ok(()) };
+        replace(&self.file, &serde_json::to_vec(state).map_err(io::Error::from)?)
     }
 
     /// The first word counts.

@@ -5,9 +5,11 @@ use super::intake::{Intake, IntakeError};
 use super::pages::StoredPages;
 use super::stage::Staged;
 use super::{Agent, announcer};
-use crate::event::{LazyReport, millis};
+use crate::docker::Inspection;
+use crate::event::{LazyReport, Phase, millis};
 use crate::guard::{Charge, Guard};
 use crate::handover::{Target, TargetAction, TargetEvent, Ticket, Verdict};
+use crate::history::{End, Journal, Side};
 use crate::lazy::{LazyEvent, LazyHandle, LazyOptions, LazyPlan, TaskPlan};
 use crate::ledger::{Made, TargetRecord, TargetStep};
 use crate::network::{self, Lift};
@@ -61,6 +63,7 @@ pub struct Arrival {
     filling: bool,
     failure: Option<String>,
     questions: Vec<Question>,
+    journal: Journal,
     inputs: mpsc::UnboundedSender<Input>,
 }
 
@@ -83,6 +86,11 @@ impl Arrival {
             made: made.clone(),
         };
         agent.ledger.save(request.ticket, &record(None, &Made::default()))?;
+        let name = Inspection::from_json(&request.container).map(|found| found.name);
+        let peer = link.remote_addr().ip().to_canonical().to_string();
+        let name = name.unwrap_or_default();
+        let journal = agent.history.began(request.ticket, Side::Target, &name, &peer);
+        journal.phase(Phase::Stage);
         let staged = Staged::prepare(&agent.docker, &request, &intake, |id, made| {
             let id = id.map(str::to_owned);
             let _ = agent.ledger.save(request.ticket, &record(id, made));
@@ -92,6 +100,7 @@ impl Arrival {
             Ok(staged) => staged,
             Err(error) => {
                 agent.ledger.remove(request.ticket)?;
+                journal.ended_as(End::Kept, Some(format!("cannot stage: {error}")));
                 tracing::warn!(ticket = %request.ticket, "cannot stage: {error}");
                 to_source.send(&ToSource::Failed { why: error.to_string() }).await?;
                 to_source.finish().await?;
@@ -104,6 +113,7 @@ impl Arrival {
             agent.ledger.remove(request.ticket)?;
             return Err(error.into());
         }
+        journal.phase(Phase::PreCopy);
         let (inputs, mut row) = mpsc::unbounded_channel();
         tokio::spawn(listen(from_source, inputs.clone()));
         tokio::spawn(watch_intake(intake.clone(), link.clone(), inputs.clone()));
@@ -127,6 +137,7 @@ impl Arrival {
             filling: false,
             failure: None,
             questions: Vec::new(),
+            journal,
             inputs,
         };
         while !arrival.is_over() {
@@ -182,6 +193,7 @@ impl Arrival {
                     }
                     self.tell(ToSource::RoundApplied { round, missing }).await;
                 }
+                self.journal.round(round);
             }
             ToTarget::FilesEnd { streams } => {
                 if self.intake.files_applied(streams).await.is_some() {
@@ -293,6 +305,7 @@ impl Arrival {
             TargetAction::Resume => Some(self.resume().await),
             TargetAction::SendResumed => {
                 self.tell(ToSource::Resumed).await;
+                self.journal.phase(Phase::Drain);
                 self.drained.then_some(TargetEvent::PagesComplete)
             }
             TargetAction::SendDrained => {
@@ -302,6 +315,7 @@ impl Arrival {
                     let _ = guard.dismiss();
                 }
                 let _ = self.record(TargetStep::Complete);
+                self.journal.ended_as(End::Moved, None);
                 self.tell(ToSource::Drained(self.lazy_report())).await;
                 None
             }
@@ -324,6 +338,7 @@ impl Arrival {
     /// The images are on their way: lets the waiting restore go on when they
     /// are there, with the lazy-pages server ready for it.
     async fn restore(&mut self, request: RestoreRequest) {
+        self.journal.phase(Phase::Restore);
         let Some(staged) = &mut self.staged else { return };
         let Some(server) = staged.lazy.take() else { return };
         self.record_ahead();
@@ -429,6 +444,7 @@ impl Arrival {
             let _ = recording.await;
         }
         let _ = self.record(TargetStep::Burned);
+        self.journal.ended_as(End::Kept, Some(why.clone()));
         tracing::info!(ticket = %self.ticket, %why, "discarded");
     }
 

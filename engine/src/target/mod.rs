@@ -15,6 +15,7 @@ pub mod stage;
 
 use crate::docker::{Docker, DockerError, register_runtime};
 use crate::handover::{Ticket, Verdict};
+use crate::history::History;
 use crate::image;
 use crate::ledger::{Ledger, Made, TargetRecord, TargetStep};
 use crate::network;
@@ -36,6 +37,7 @@ pub struct Agent {
     facts: HostFacts,
     /// What must survive a crash.
     state: PathBuf,
+    history: History,
     /// Whom to ask about a handover that is under way.
     under_way: Mutex<HashMap<Ticket, mpsc::Sender<Question>>>,
 }
@@ -49,7 +51,8 @@ impl Agent {
         clean_up(&docker, &ledger).await?;
         let facts = check::facts(&docker).await?;
         let under_way = Mutex::default();
-        Ok(Arc::new(Self { docker, ledger, facts, state: state.to_owned(), under_way }))
+        let (state, history) = (state.to_owned(), History::of(state));
+        Ok(Arc::new(Self { docker, ledger, facts, state, history, under_way }))
     }
 
     /// Serves one connection to its end.

@@ -20,8 +20,8 @@
 //! * After [`Throttle::lift`], a drop, or blip's death (a [`Guard`] sees to
 //!   that) the control files say what they said before, unless somebody else
 //!   has changed them meanwhile.
-//! * [`Throttle::before_freeze`] must be called before blip freezes the
-//!   container itself: a duty cycle would thaw it again.
+//! * Nothing is taken while blip freezes the container:
+//!   [`Throttle::before_freeze`] comes first.
 
 mod duty;
 mod meter;
@@ -158,14 +158,12 @@ impl Throttle {
         done
     }
 
-    /// Must be called right before blip freezes the container: ends a duty
-    /// cycle, with the container running. A quota stays until
-    /// [`lift`](Self::lift), which may come at any time after the freeze.
+    /// Must be called right before blip freezes the container. A duty cycle
+    /// would thaw it again; and a task that has used up its quota does not
+    /// freeze before it gets more: 233 ms of downtime were measured with a
+    /// tenth left. After this [`lift`](Self::lift) does nothing.
     pub fn before_freeze(&mut self) -> Result<(), ThrottleError> {
-        match self.means {
-            Means::Duty(_) => self.lift(),
-            Means::Quota(_) => Ok(()),
-        }
+        self.lift()
     }
 
     /// Gives everything back. Does nothing if nothing is taken.

@@ -26,8 +26,14 @@ pub(super) fn draw(canvas: &mut Canvas, story: &Story) {
     let axis = Time { from, to: from + span * 1.04, left: LEFT, right };
     axis.draw(canvas, top, bottom, from);
     for (i, mark) in marks.iter().enumerate() {
-        let y = top + i as f64 * 15.0;
-        draw_mark(canvas, mark, axis, from, [y, bottom]);
+        let x = axis.x(from + mark.ms);
+        if from + mark.ms <= axis.to {
+            let y = top + i as f64 * 15.0 + 2.0;
+            canvas.path(&[[x, y], [x, bottom]], mark.colour, mark.dash);
+        }
+    }
+    for (i, mark) in marks.iter().enumerate() {
+        name_mark(canvas, mark, axis, from, top + i as f64 * 15.0 + 11.0);
     }
     for (i, span) in stops.iter().enumerate() {
         let y = rows + i as f64 * ROW;
@@ -65,18 +71,16 @@ fn marks(story: &Story, observed: Option<f64>) -> Vec<Mark> {
     marks
 }
 
-/// A line from its label down; an arrow if it lies beyond the axis.
-fn draw_mark(canvas: &mut Canvas, mark: &Mark, axis: Time, zero: f64, y: [f64; 2]) {
+/// Its name beside its line; with an arrow if it lies beyond the axis.
+fn name_mark(canvas: &mut Canvas, mark: &Mark, axis: Time, zero: f64, y: f64) {
     let label = format!("{} {}", mark.what, time(mark.ms));
-    let pen = Pen { colour: mark.colour, bold: true, ..Pen::PLAIN };
+    let pen = Pen { colour: mark.colour, bold: true, halo: true, ..Pen::PLAIN };
     if zero + mark.ms > axis.to {
         let text = format!("{label} →");
-        canvas.text([axis.right, y[0] + 11.0], &text, pen.at(Anchor::End));
-        return;
+        return canvas.text([axis.right, y], &text, pen.at(Anchor::End));
     }
     let x = axis.x(zero + mark.ms);
-    canvas.path(&[[x, y[0] + 2.0], [x, y[1]]], mark.colour, mark.dash);
     let before = x - 5.0 - width(&label, pen) > LEFT;
     let (at, anchor) = if before { (x - 5.0, Anchor::End) } else { (x + 5.0, Anchor::Start) };
-    canvas.text([at, y[0] + 11.0], &label, pen.at(anchor));
+    canvas.text([at, y], &label, pen.at(anchor));
 }

@@ -8,7 +8,7 @@ use super::canvas::{
 use super::story::{Span, Story};
 use super::words::{self, heading, lane};
 use crate::event::{Phase, RoundReport};
-use crate::text::brief_time;
+use crate::text::{brief_time, rate};
 use blip_transport::units::Bandwidth;
 use std::time::Duration;
 
@@ -223,11 +223,18 @@ fn rates(canvas: &mut Canvas, story: &Story, axis: Time) {
         .iter()
         .filter_map(|(at, progress)| Some((*at, progress.dirty_rate?.0)))
         .collect();
-    let keys = [(BLUE, "", "over the link"), (ORANGE, "5 3", "dirtied")];
+    let peak = |of: &[(f64, f64)]| of.iter().map(|(_, rate)| *rate).fold(0.0, f64::max);
+    // Pages are dirtied at the speed of memory when a round is short: cut off,
+    // or nothing else would be seen.
+    let (most, fastest) = (peak(&link) * 3.0, peak(&dirtied));
+    let cut = fastest > most && most > 0.0;
+    let most = if cut { most } else { fastest.max(most / 3.0) };
+    let told =
+        if cut { format!("dirtied, up to {}", rate(Bandwidth(fastest))) } else { "dirtied".into() };
+    let keys = [(BLUE, "", "over the link"), (ORANGE, "5 3", told.as_str())];
     let shown = if dirtied.is_empty() { &keys[..1] } else { &keys[..] };
     let top = strip(canvas, "rates", shown);
     let bottom = canvas.y + RATES - 4.0;
-    let most = link.iter().chain(&dirtied).map(|(_, rate)| *rate).fold(0.0, f64::max);
     let scale = Height::linear(top, bottom, most);
     scale.draw(canvas, [LEFT, RIGHT], unit(most), axis::rate);
     let points = |of: &[(f64, f64)]| -> Vec<[f64; 2]> {

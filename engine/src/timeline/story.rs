@@ -1,6 +1,7 @@
 //! What the events tell, put in order for drawing.
 
 use crate::event::{Event, Phase, Progress, Report, RoundReport, Timed};
+use crate::handover::Outcome;
 
 /// A phase and when it was, in milliseconds since the command began.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,9 +99,11 @@ impl Story {
         self.phases.iter().find(grant).map(|span| span.to)
     }
 
-    /// The downtime that was measured, in milliseconds.
+    /// How long it stood still, in milliseconds: the downtime that was measured,
+    /// or the time until it was let run here again.
     pub(super) fn observed(&self) -> Option<f64> {
-        let told = self.report.as_ref().filter(|report| !report.downtime.is_empty());
+        let moved = |report: &&Report| report.outcome == Outcome::Moved;
+        let told = self.report.as_ref().filter(moved).filter(|report| !report.downtime.is_empty());
         told.map(|report| report.downtime_ms).or(self.downtime().map(|(from, to)| to - from))
     }
 

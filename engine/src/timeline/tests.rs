@@ -5,6 +5,14 @@ use super::canvas::{Label, WIDTH};
 use super::{draw, samples, svg};
 use crate::event::{Event, Timed};
 
+/// A hybrid migration of a memory writer between two hosts in the lab, as
+/// `blip migrate --json` printed it.
+const REAL: &str = include_str!("real.jsonl");
+
+fn parse(text: &str) -> Vec<Timed> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 fn all() -> Vec<(&'static str, Vec<Timed>)> {
     vec![
         ("hybrid", samples::hybrid()),
@@ -17,6 +25,7 @@ fn all() -> Vec<(&'static str, Vec<Timed>)> {
         ("torn", samples::torn()),
         ("called_off", samples::called_off()),
         ("nothing", Vec::new()),
+        ("real", parse(REAL)),
     ]
 }
 
@@ -105,6 +114,13 @@ fn a_hostile_name_or_reason_stays_text() {
 fn pictures_to_look_at() {
     let Some(directory) = std::env::var_os("BLIP_PICTURES") else { return };
     let directory = std::path::PathBuf::from(directory);
+    // Beside ours, those of every file of events that is there.
+    for entry in std::fs::read_dir(&directory).unwrap().flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "jsonl") {
+            let events = parse(&std::fs::read_to_string(entry.path()).unwrap());
+            std::fs::write(entry.path().with_extension("svg"), svg(&events)).unwrap();
+        }
+    }
     for (name, events) in all() {
         std::fs::write(directory.join(format!("{name}.svg")), svg(&events)).unwrap();
     }

@@ -38,9 +38,8 @@ pub(super) fn title(canvas: &mut Canvas, story: &Story) {
         return;
     };
     let known = |ms: Option<f64>, absent: &str| ms.map_or(absent.to_owned(), time);
-    let frozen = !report.downtime.is_empty();
     let moved = report.outcome == Outcome::Moved;
-    let observed = known(frozen.then_some(report.downtime_ms), "never frozen");
+    let observed = known(story.observed(), "never frozen");
     let mut x = MARGIN;
     canvas.y += 22.0;
     let fields = [
