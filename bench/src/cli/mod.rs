@@ -25,6 +25,8 @@ enum Command {
     Demo(blip_bench::demo::DemoCommand),
     /// Measure: scenarios × methods × links, again and again, all verified
     Run(blip_bench::run::RunCommand),
+    /// blip's methods and its peers side by side on the same workload
+    Compare(blip_bench::run::CompareCommand),
     /// Tables, pictures and a page of what `run` measured
     Report(blip_bench::report::ReportCommand),
     /// The memory writer, a workload that checks itself; runs in a container
@@ -44,6 +46,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Lab(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Run(command) => command.run(),
+        Command::Compare(command) => command.run(),
         Command::Report(command) => command.run(),
         Command::Writer(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::LabInit(command) => command.run(),
