@@ -1,5 +1,7 @@
-//! Proving: the lab, the workloads, the client probe and the demo.
+//! Proving: the lab, the workloads, the client probe, the peers, the numbers and
+//! the pictures.
 
+pub mod baseline;
 pub mod demo;
 pub mod lab;
 pub mod plot;

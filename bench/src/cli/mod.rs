@@ -26,6 +26,8 @@ enum Command {
     Demo(blip_bench::demo::DemoCommand),
     /// Measure: scenarios × methods × links, again and again, all verified
     Run(blip_bench::run::RunCommand),
+    /// blip's methods and its peers side by side on the same workload
+    Compare(blip_bench::run::CompareCommand),
     /// Tables, pictures and a page of what `run` measured
     Report(blip_bench::report::ReportCommand),
     /// Run a command on another kernel, in a virtual machine (needs root)
@@ -49,6 +51,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Lab(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Run(command) => command.run(),
+        Command::Compare(command) => command.run(),
         Command::Report(command) => command.run(),
         Command::Writer(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Simulate(command) => command.run(),

@@ -38,6 +38,9 @@ const RIGHT: f64 = WIDTH - 16.0;
 const PANEL: f64 = 120.0;
 const HEAD: f64 = 26.0;
 
+/// Up to this length, in milliseconds, steps of 10 ms have a pixel each.
+const LINE_UP_TO_MS: f64 = 8_000.0;
+
 /// Draws the panels below each other, from a second before the order to a
 /// second after the last of them is done. `None` without any.
 pub fn draw(title: &str, note: &str, panels: &[Panel]) -> Option<String> {
@@ -108,14 +111,20 @@ fn draw_panel(
         }
     }
     let shown: Vec<_> = panel.steps.iter().filter(|s| (from..=to).contains(&s.at_ms)).collect();
-    for step in &shown {
-        let at = x.at(step.at_ms);
-        svg.line((at, below), (at, y.at(step.max_ms)), colour, 1.0);
+    // No more than a bar a pixel: of those that share one, the longest.
+    let pixel = |step: &Step| x.at(step.at_ms).floor();
+    for bars in shown.chunk_by(|a, b| pixel(a) == pixel(b)) {
+        let longest = bars.iter().map(|s| s.max_ms).fold(0.0, f64::max);
+        let at = pixel(bars[0]);
+        svg.line((at, below), (at, y.at(longest)), colour, 1.0);
     }
-    // Broken where nothing was answered.
-    for run in shown.chunk_by(|a, b| b.at_ms - a.at_ms < 25.0) {
-        let points: Vec<_> = run.iter().map(|s| (x.at(s.at_ms), y.at(s.p99_ms))).collect();
-        svg.path(&points, INK, 1.0);
+    // A line for the 99th percentile where it would not be a black band;
+    // broken where nothing was answered.
+    if to - from < LINE_UP_TO_MS {
+        for run in shown.chunk_by(|a, b| b.at_ms - a.at_ms < 25.0) {
+            let points: Vec<_> = run.iter().map(|s| (x.at(s.at_ms), y.at(s.p99_ms))).collect();
+            svg.path(&points, INK, 0.8);
+        }
     }
     if let Some((begin, end)) = panel.gap {
         let (begin, end) = (x.at(begin), x.at(end));

@@ -27,6 +27,11 @@ pub struct ReportCommand {
 }
 
 impl ReportCommand {
+    /// A report of this folder, beside its samples.
+    pub fn of(dir: PathBuf, title: &str) -> ReportCommand {
+        ReportCommand { dir, out: None, title: title.to_owned() }
+    }
+
     /// Writes the report and prints its tables.
     ///
     /// # Errors
@@ -74,6 +79,7 @@ fn facts(bench: &Bench) -> Vec<String> {
         facts.push(format!("blip-bench {} ({})", here.version, revision(here)));
     }
     facts.extend(versions(bench));
+    facts.extend(peers(bench));
     let warnings: BTreeSet<String> =
         bench.environments.iter().flat_map(Environment::warnings).collect();
     facts.extend(warnings.into_iter().map(|w| format!("**Warning:** {w}")));
@@ -92,4 +98,14 @@ fn versions(bench: &Bench) -> Option<String> {
         "blip {}, Docker {}, CRIU {}, runc {}",
         versions.blip, versions.docker, versions.criu, versions.runc
     ))
+}
+
+/// The peers, once each.
+fn peers(bench: &Bench) -> BTreeSet<String> {
+    let arms = bench.groups.iter().flat_map(|g| &g.arms);
+    let line = |arm: &super::ArmRuns| {
+        let said = arm.samples.iter().rev().find_map(|s| s.peer.clone())?;
+        Some(format!("`{}`: {said}", arm.name))
+    };
+    arms.filter_map(line).collect()
 }

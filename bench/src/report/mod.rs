@@ -120,9 +120,9 @@ impl ArmRuns {
         self.values(|s| Some(s.client.gap_ms))
     }
 
-    /// Downtimes in milliseconds, as blip tells them.
+    /// Downtimes in milliseconds, as blip tells them; peers tell none.
     pub fn downtimes(&self) -> Vec<f64> {
-        self.values(|s| Some(s.migration.as_ref()?.downtime_ms))
+        self.values(|s| Some(s.migration.as_ref()?.downtime_ms).filter(|ms| *ms > 0.0))
     }
 
     /// Why there is nothing to show, in a line.

@@ -71,7 +71,7 @@ fn through(group: &Group, dir: &Path) -> Option<String> {
     let panels: Vec<_> = group.movers().filter_map(|arm| panel(arm, dir)).collect();
     let title = format!("What clients saw: {}", group.title());
     let note = "The run with the median gap of each arm. Bars: longest latency of the requests \
-                answered in each 10 ms; line: 99th percentile. Log scale.";
+                answered in each 10 ms; thin line: 99th percentile. Log scale.";
     latency::draw(&title, note, &panels)
 }
 

@@ -37,7 +37,7 @@ fn outcome(bench: &Bench, group: &Group) -> Table {
             interval(median_interval(&arm.downtimes())),
             of(arm.values(|s| Some(s.migration.as_ref()?.total_ms)), time_label),
             of(arm.values(sent_share), |share| format!("{}×", short(share))),
-            of(arm.values(|s| Some(s.migration.as_ref()?.lazy.drain_ms)), time_label),
+            of(arm.values(drained), time_label),
             of(arm.values(|s| Some(s.client.failed as f64)), short),
             format!("{} of {}", arm.good().count(), arm.samples.len()),
         ];
@@ -69,11 +69,19 @@ fn outcome(bench: &Bench, group: &Group) -> Table {
     }
 }
 
+/// How long memory followed after the resume; of blip only.
+fn drained(sample: &Sample) -> Option<f64> {
+    let report = sample.migration.as_ref().filter(|_| sample.peer.is_none())?;
+    Some(report.lazy.drain_ms)
+}
+
 /// Bytes sent, as a share of the memory that was moved.
 pub(super) fn sent_share(sample: &Sample) -> Option<f64> {
     let report = sample.migration.as_ref()?;
     let memory = report.memory_bytes as f64;
-    (memory > 0.0).then(|| report.bytes_sent as f64 / memory)
+    // Peers do not count; what left the host is close enough.
+    let sent = if report.bytes_sent > 0 { report.bytes_sent } else { sample.host_bytes };
+    (memory > 0.0).then(|| sent as f64 / memory)
 }
 
 /// What was predicted of a run, and what came, in milliseconds.

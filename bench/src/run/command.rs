@@ -13,7 +13,9 @@ use super::plan::{Cell, Plan, Written};
 use super::record::Record;
 use super::runner::Runner;
 use super::sample::{Ended, Sample};
+use crate::baseline;
 use crate::lab::{CgroupMode, LabSpec, Suite};
+use crate::report::ReportCommand;
 use crate::rig::{self, Rig};
 
 /// Moves workloads by each method over each link, again and again, and keeps
@@ -62,6 +64,73 @@ pub struct RunCommand {
     /// Only print the runs in their order
     #[arg(long)]
     dry_run: bool,
+}
+
+/// Moves the same workload by each of blip's methods and by each peer, in
+/// turns, and writes the report.
+#[derive(Args, Debug)]
+pub struct CompareCommand {
+    /// The folder for samples and report
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// What to move
+    #[arg(long = "scenario", value_name = "NAME", default_value = "redis-1g")]
+    scenarios: Vec<String>,
+    /// Over what: unshaped, or a rate as 1gbit
+    #[arg(long = "link", value_name = "RATE", default_value = "unshaped")]
+    links: Vec<String>,
+    /// How often each
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repeats: u32,
+    /// Only these arms: blip's methods and peers
+    #[arg(long = "arm", value_name = "NAME")]
+    arms: Vec<String>,
+    /// Debian suite of the hosts; only trixie has a Docker (26.1) that can
+    /// restore its own checkpoints
+    #[arg(long, default_value = "trixie")]
+    suite: Suite,
+    /// Leave the lab up afterwards
+    #[arg(long)]
+    keep: bool,
+    /// Name of the lab; one that is up already is used and left up
+    #[arg(long, value_name = "NAME", default_value = "compare")]
+    name: String,
+    /// The `blip` to put on the hosts; by default the one built with this
+    #[arg(long, value_name = "PROGRAM")]
+    blip: Option<PathBuf>,
+}
+
+impl CompareCommand {
+    /// Runs and reports. Succeeds if every run was made and verified.
+    ///
+    /// # Errors
+    /// As [`RunCommand::run`]; or when the report cannot be written.
+    pub fn run(self) -> Result<ExitCode> {
+        let mut arms = self.arms;
+        if arms.is_empty() {
+            arms.extend(super::plan::METHODS[..4].iter().map(|m| (*m).to_owned()));
+            arms.extend(baseline::all().iter().map(|peer| peer.name().to_owned()));
+        }
+        let run = RunCommand {
+            out: self.out.clone(),
+            plan: None,
+            scenarios: self.scenarios,
+            methods: arms,
+            links: self.links,
+            repeats: Some(self.repeats),
+            probe_rate: None,
+            onward: false,
+            suite: Some(self.suite),
+            cgroup: None,
+            keep: self.keep,
+            name: self.name,
+            blip: self.blip,
+            dry_run: false,
+        };
+        let ran = run.run()?;
+        ReportCommand::of(self.out, "blip and its peers").run()?;
+        Ok(ran)
+    }
 }
 
 impl RunCommand {

@@ -27,9 +27,10 @@ mod runner;
 pub mod sample;
 pub mod scenario;
 
-pub use command::RunCommand;
+pub use command::{CompareCommand, RunCommand};
 pub use plan::{Arm, Cell, Link, Plan, Way};
 pub use record::Record;
+pub use resident::container;
 pub use runner::Runner;
 pub use sample::{Sample, Trace};
 pub use scenario::{Load, Scenario};

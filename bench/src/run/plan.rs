@@ -9,6 +9,7 @@ use blip_transport::units::Bandwidth;
 use serde::{Deserialize, Serialize};
 
 use super::scenario::Scenario;
+use crate::baseline;
 use crate::lab::{CgroupMode, Suite};
 use crate::quantity;
 
@@ -104,7 +105,7 @@ pub const NOTHING: &str = "none";
 
 /// Methods `blip migrate --method` knows; `default` leaves the choice to blip
 /// by not naming one.
-const METHODS: [&str; 5] = ["stop-and-copy", "pre-copy", "post-copy", "hybrid", "auto"];
+pub(super) const METHODS: [&str; 5] = ["stop-and-copy", "pre-copy", "post-copy", "hybrid", "auto"];
 
 impl Arm {
     /// The arm that a word on the command line means: `none`, `default`, a
@@ -118,9 +119,11 @@ impl Arm {
             NOTHING => Way::Nothing,
             "default" => flags(&[]),
             method if METHODS.contains(&method) => flags(&["--method", method]),
+            peer if baseline::named(peer).is_some() => Way::Peer(peer.to_owned()),
             other => {
+                let peers = baseline::all();
                 let known = [NOTHING, "default"].into_iter().chain(METHODS);
-                let known: Vec<_> = known.collect();
+                let known: Vec<_> = known.chain(peers.iter().map(|p| p.name())).collect();
                 return Err(format!("there is no way `{other}`: there are {}", known.join(", ")));
             }
         };

@@ -34,8 +34,8 @@ enum Known {
     Writer(Identity),
 }
 
-/// The image and the command that make a container of the workload.
-pub(super) fn container(load: &Load) -> (&'static str, Vec<String>, u16) {
+/// The image, the command and the port that make a container of the workload.
+pub fn container(load: &Load) -> (&'static str, Vec<String>, u16) {
     match load {
         Load::Redis(_) => {
             let command = redis::COMMAND.iter().map(|&w| w.to_owned()).collect();

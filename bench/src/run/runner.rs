@@ -1,19 +1,21 @@
 //! Making the runs of a plan, one after the other.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::environment::unix_now;
 use super::noise;
-use super::plan::{Arm, Cell, Link, Plan, Way};
+use super::plan::{Cell, Link, Plan, Way};
 use super::record::Record;
 use super::resident::{self, Resident};
 use super::sample::{ClientSide, Ended, Noise, Sample, Trace, WorkloadSide};
 use super::scenario::{Load, Scenario};
+use crate::baseline::{self, Baseline};
 use crate::demo::report::{MigrateReport, Outcome};
+use crate::lab::Host;
 use crate::probe::{Probe, Spec};
 use crate::rig::{Order, Rig};
 
@@ -67,6 +69,12 @@ impl Side {
             Side::B => Side::A,
         }
     }
+}
+
+/// Who moves the workload.
+enum Mover<'a> {
+    Own(&'a Way),
+    Peer(&'a mut dyn Baseline),
 }
 
 /// What came of an order to migrate.
@@ -148,12 +156,58 @@ impl<'a> Runner<'a> {
         let arm = self.plan.arms.iter().find(|a| a.name == cell.arm);
         let arm = arm.context("an arm of the plan")?.clone();
         let link = self.plan.links.iter().find(|l| l.to_string() == cell.link);
+        let link = *link.context("a link of the plan")?;
+        if let Way::Peer(name) = &arm.way {
+            return self.peer(name, &scenario, link);
+        }
         self.bring(&scenario)?;
-        self.shape(*link.context("a link of the plan")?)?;
-        let measured = self.under_load(&arm);
-        // Filling and checking need not wait for a slow link.
+        self.on_link(link, &mut Mover::Own(&arm.way))
+    }
+
+    /// A run over a link. Filling and checking need not wait for a slow one.
+    fn on_link(&mut self, link: Link, mover: &mut Mover<'_>) -> Result<(Sample, Trace)> {
+        self.shape(link)?;
+        let measured = self.under_load(mover);
         self.shape(Link { bits: None })?;
         measured
+    }
+
+    /// A run of a peer, with a workload of its own.
+    fn peer(&mut self, name: &str, scenario: &Scenario, link: Link) -> Result<(Sample, Trace)> {
+        let mut peer = baseline::named(name).context("a peer of the plan")?;
+        let version = format!("{}; {}", peer.version(self.rig), peer.describe());
+        if let Err(why) = peer.can(&scenario.load) {
+            let ended = Ended::Impossible;
+            let sample = Sample { ended, why: Some(why), peer: Some(version), ..Sample::default() };
+            return Ok((sample, Trace::default()));
+        }
+        self.resident = None;
+        self.rig.remove(CONTAINER);
+        self.has_image(scenario)?;
+        let run = |runner: &mut Self, peer: &mut Box<dyn Baseline>| {
+            let addr = peer.start(runner.rig, &scenario.load)?;
+            let resident = Resident::settle(runner.rig.place(), scenario, addr)?;
+            runner.resident = Some((resident, Side::A));
+            runner.on_link(link, &mut Mover::Peer(peer.as_mut()))
+        };
+        let measured = run(self, &mut peer);
+        peer.clean(self.rig);
+        self.resident = None;
+        let (mut sample, trace) = measured?;
+        if let Some(report) = &mut sample.migration {
+            report.memory_bytes = scenario.memory();
+        }
+        sample.peer = Some(version);
+        Ok((sample, trace))
+    }
+
+    /// Gives the hosts the writer's image, if it is needed and not there yet.
+    fn has_image(&mut self, scenario: &Scenario) -> Result<()> {
+        if matches!(scenario.load, Load::Writer(_)) && !self.has_writer {
+            self.rig.lab().add_image(resident::WRITER_IMAGE, &self.program)?;
+            self.has_writer = true;
+        }
+        Ok(())
     }
 
     /// The container of this scenario, sound and filled.
@@ -164,10 +218,7 @@ impl<'a> Runner<'a> {
         self.shape(Link { bits: None })?;
         self.resident = None;
         self.rig.remove(CONTAINER);
-        if matches!(scenario.load, Load::Writer(_)) && !self.has_writer {
-            self.rig.lab().add_image(resident::WRITER_IMAGE, &self.program)?;
-            self.has_writer = true;
-        }
+        self.has_image(scenario)?;
         let ip = self.rig.lab().container_address(0);
         let addr = resident::start(self.rig.host("a")?, CONTAINER, ip, &scenario.load)?;
         let resident = Resident::settle(self.rig.place(), scenario, addr)?;
@@ -189,7 +240,7 @@ impl<'a> Runner<'a> {
 
     /// The run itself: a client asks all the while, and everything is proved
     /// at the end.
-    fn under_load(&mut self, arm: &Arm) -> Result<(Sample, Trace)> {
+    fn under_load(&mut self, mover: &mut Mover<'_>) -> Result<(Sample, Trace)> {
         let (resident, from) = self.resident.as_ref().context("a workload in place")?;
         let (place, from) = (self.rig.place(), *from);
         let quiet = noise::Before::now();
@@ -210,7 +261,12 @@ impl<'a> Runner<'a> {
         // The question, and the thread that answered it, are over by then.
         std::thread::sleep(self.plan.margin() / 4);
         probe.mark("migrate");
-        let moved = self.migrate(&arm.way, from, &probe)?;
+        let sent = sent_by(self.rig.host(from.name())?);
+        let moved = match mover {
+            Mover::Own(way) => self.migrate(way, from, &probe)?,
+            Mover::Peer(peer) => by_peer(*peer, self.rig, &probe)?,
+        };
+        let host_bytes = sent_by(self.rig.host(from.name())?).saturating_sub(sent);
         if let Some(meddler) = self.meddler.as_mut().filter(|_| moved.ended == Ended::Moved) {
             meddler(self.rig);
         }
@@ -223,12 +279,9 @@ impl<'a> Runner<'a> {
         let client = ClientSide::of(&probe);
         self.shape_open()?;
         let mut objections = resident.objections(place, &probe);
-        let now = self.rig.whereabouts(CONTAINER).map(|(host, _)| host.name().to_owned());
         let should = if moved.ended == Ended::Moved { from.other() } else { from };
-        if now.as_deref() != Some(should.name()) {
-            let now = now.as_deref().unwrap_or("nowhere");
-            objections
-                .push(format!("the container is on {now} and should be on {}", should.name()));
+        if matches!(mover, Mover::Own(_)) {
+            objections.extend(self.misplaced(should));
         }
         let since = |from: Option<_>, to: Option<_>| {
             let (from, to) = from.zip(to)?;
@@ -246,6 +299,7 @@ impl<'a> Runner<'a> {
             },
             noise: disturbed(quiet, &client, moved.report.as_ref()),
             client,
+            host_bytes,
             migration: moved.report,
             ..Sample::default()
         };
@@ -259,6 +313,13 @@ impl<'a> Runner<'a> {
             *side = should;
         }
         Ok((sample, trace))
+    }
+
+    /// What is wrong if the container is not where it should be.
+    fn misplaced(&self, should: Side) -> Option<String> {
+        let now = self.rig.whereabouts(CONTAINER).map(|(host, _)| host.name());
+        let (now, should) = (now.unwrap_or("nowhere"), should.name());
+        (now != should).then(|| format!("the container is on {now} and should be on {should}"))
     }
 
     /// Lifts the limit without remembering it: `measure` does that.
@@ -276,7 +337,7 @@ impl<'a> Runner<'a> {
                 Ok(Moved { ended: Ended::Nothing, ..Moved::default() })
             }
             Way::Blip(flags) => self.blip(flags, from, probe),
-            Way::Peer(name) => bail!("this bench does not know the peer {name}"),
+            Way::Peer(name) => bail!("the peer {name} is not blip"),
         }
     }
 
@@ -328,10 +389,50 @@ fn disturbed(quiet: noise::Before, client: &ClientSide, report: Option<&MigrateR
     let mut noise = quiet.until_now(client.stall.longest_ms);
     let told = report.map_or(0.0, |r| r.downtime_ms);
     let more = client.gap_ms - told;
-    if report.is_some() && more > MOST_UNTOLD_MS.max(told) {
+    if told > 0.0 && more > MOST_UNTOLD_MS.max(told) {
         noise.warnings.push(format!(
             "clients had no answer for {more:.0} ms more than the downtime of {told:.0} ms that was told"
         ));
     }
     noise
+}
+
+/// Has a peer move its workload; the bench is the one who looks at the clock.
+fn by_peer(peer: &mut dyn Baseline, rig: &Rig, probe: &Probe) -> Result<Moved> {
+    let began = Instant::now();
+    peer.migrate(rig, &mut |label| probe.mark(label))?;
+    let report = MigrateReport {
+        outcome: Outcome::Moved,
+        total_ms: began.elapsed().as_secs_f64() * 1e3,
+        ..MigrateReport::default()
+    };
+    Ok(Moved { ended: Ended::Moved, report: Some(report), ..Moved::default() })
+}
+
+/// Bytes that have left a host over its cable; 0 where it does not say.
+fn sent_by(host: &Host) -> u64 {
+    let table = std::fs::read_to_string(format!("/proc/{}/net/dev", host.pid()));
+    sent_over("eth0", &table.unwrap_or_default())
+}
+
+/// `interface: bytes packets errs drop fifo frame compressed multicast bytes …`,
+/// received first.
+fn sent_over(interface: &str, table: &str) -> u64 {
+    let mut lines = table.lines().filter_map(|line| line.split_once(':'));
+    let line = lines.find(|(name, _)| name.trim() == interface);
+    let count = line.and_then(|(_, counts)| counts.split_whitespace().nth(8)?.parse().ok());
+    count.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_stands_behind_what_was_received() {
+        let table = "Inter-|   Receive  | Transmit\n face |bytes packets\n    lo: 1 2 0 0 0 0 0 0 1 2 0\n\
+                     eth0: 100 9 0 0 0 0 0 0 4242 7 0 0 0 0 0 0\n";
+        assert_eq!(sent_over("eth0", table), 4242);
+        assert_eq!(sent_over("eth1", table), 0);
+    }
 }

@@ -32,7 +32,11 @@ pub struct Sample {
     pub client: ClientSide,
     /// What the workload did.
     pub workload: WorkloadSide,
-    /// blip's own account, where blip was at work.
+    /// Bytes that left the source host, whoever sent them: the client's answers
+    /// and acknowledgements included.
+    pub host_bytes: u64,
+    /// The mover's own account. Of a peer only what the bench timed and
+    /// counted from outside: the rest is empty.
     pub migration: Option<MigrateReport>,
     /// The program at work and its version, where it was not blip.
     pub peer: Option<String>,

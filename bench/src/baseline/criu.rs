@@ -1,0 +1,167 @@
+//! CRIU alone, moving a plain process: with its page server (memory is written
+//! straight into the target's memory file system while the process is frozen),
+//! or with lazy pages (the process is restored without its memory, which
+//! follows from the source: post-copy).
+
+use std::net::SocketAddr;
+use std::process::{Child, Stdio};
+
+use anyhow::{Context as _, Result};
+
+use super::Baseline;
+use super::berth::{self, DIR, NET, shell};
+use crate::lab::Host;
+use crate::rig::Rig;
+use crate::run::Load;
+use crate::workload::redis;
+
+/// Where pages are served.
+const PORT: &str = "9027";
+
+/// CRIU, one way or the other.
+pub(super) struct Criu {
+    lazy: bool,
+    /// Programs that serve pages; they end by themselves when all is served.
+    serving: Vec<Child>,
+}
+
+impl Criu {
+    pub(super) fn page_server() -> Criu {
+        Criu { lazy: false, serving: Vec::new() }
+    }
+
+    pub(super) fn lazy_pages() -> Criu {
+        Criu { lazy: true, serving: Vec::new() }
+    }
+
+    /// Starts a program that goes on while others run, and waits until the
+    /// line of shell `ready` succeeds.
+    fn serve(&mut self, host: &Host, line: &str, ready: &str) -> Result<()> {
+        let mut command = host.command(&["sh", "-ec", line]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        self.serving.push(child.context("starting CRIU")?);
+        let wait = format!("for n in $(seq 1500); do {ready} && exit 0; sleep 0.004; done; exit 1");
+        shell(host, &wait).map(|_| ())
+    }
+
+    fn with_page_server(&mut self, a: &Host, b: &Host, tell: &mut dyn FnMut(&str)) -> Result<()> {
+        let address = b.address();
+        let server = format!("exec criu page-server -D {DIR}/img -o server.log --port {PORT}");
+        let listens = format!("ss -Hltn 'sport = :{PORT}' | grep -q .");
+        self.serve(b, &server, &listens).context("CRIU's page server does not listen")?;
+        tell("freeze");
+        let pages = format!("--page-server --address {address} --port {PORT}");
+        shell(a, &dump(&pages)).map_err(|e| told(e, a, "dump.log"))?;
+        berth::down(a)?;
+        berth::copy((a, &format!("{DIR}/img")), (b, &format!("{DIR}/img")))?;
+        berth::up(b)?;
+        shell(b, &restore("")).map_err(|e| told(e, b, "restore.log"))?;
+        Ok(())
+    }
+
+    fn with_lazy_pages(&mut self, a: &Host, b: &Host, tell: &mut dyn FnMut(&str)) -> Result<()> {
+        let address = a.address();
+        tell("freeze");
+        let pages = format!("--lazy-pages --address 0.0.0.0 --port {PORT}");
+        let listens = format!("ss -Hltn 'sport = :{PORT}' | grep -q .");
+        // It listens when everything else is written, and stays to serve.
+        let dumped = self.serve(a, &format!("exec {}", dump(&pages)), &listens);
+        dumped.map_err(|e| told(e, a, "dump.log"))?;
+        berth::down(a)?;
+        berth::copy((a, &format!("{DIR}/img")), (b, &format!("{DIR}/img")))?;
+        berth::up(b)?;
+        let daemon = format!(
+            "cd {DIR}/img; exec criu lazy-pages -D {DIR}/img -W {DIR}/img -o lazy.log \
+             --page-server --address {address} --port {PORT}"
+        );
+        self.serve(b, &daemon, &format!("test -S {DIR}/img/lazy-pages.socket"))
+            .map_err(|e| told(e, b, "lazy.log"))?;
+        shell(b, &restore("--lazy-pages")).map_err(|e| told(e, b, "restore.log"))?;
+        tell("drain");
+        for mut serving in self.serving.drain(..) {
+            serving.wait().context("waiting for the last page")?;
+        }
+        Ok(())
+    }
+}
+
+impl Baseline for Criu {
+    fn name(&self) -> &'static str {
+        if self.lazy { "criu-lazy-pages" } else { "criu-page-server" }
+    }
+
+    fn describe(&self) -> &'static str {
+        if self.lazy {
+            "criu dump --lazy-pages, metadata copied, criu restore --lazy-pages; a plain process"
+        } else {
+            "criu dump --page-server into tmpfs on the target, metadata copied, criu restore; a plain \
+             process"
+        }
+    }
+
+    fn version(&self, rig: &Rig) -> String {
+        let said = rig.host("a").and_then(|a| shell(a, "criu --version | head -n 1"));
+        format!("CRIU {}", said.unwrap_or_default().trim().trim_start_matches("Version: "))
+    }
+
+    fn can(&self, load: &Load) -> Result<(), String> {
+        match load {
+            Load::Redis(_) => Ok(()),
+            Load::Writer(_) => Err("only Redis is installed on the hosts themselves".to_owned()),
+        }
+    }
+
+    fn start(&mut self, rig: &Rig, _: &Load) -> Result<SocketAddr> {
+        self.clean(rig);
+        let ip = berth::make(rig)?;
+        let words: Vec<String> = redis::COMMAND.iter().map(|w| format!("'{w}'")).collect();
+        let command = words.join(" ");
+        // No terminal and no files: what CRIU could not find over there.
+        let line = format!(
+            "cd /; setsid nsenter --net=/run/netns/{NET} {command} </dev/null >/dev/null 2>&1 & \
+             echo $! >{DIR}/started"
+        );
+        shell(rig.host("a")?, &line)?;
+        Ok(SocketAddr::from((ip, redis::PORT)))
+    }
+
+    fn migrate(&mut self, rig: &Rig, tell: &mut dyn FnMut(&str)) -> Result<()> {
+        let (a, b) = (rig.host("a")?, rig.host("b")?);
+        if self.lazy {
+            self.with_lazy_pages(a, b, tell)
+        } else {
+            self.with_page_server(a, b, tell)?;
+            tell("drain");
+            Ok(())
+        }
+    }
+
+    fn clean(&mut self, rig: &Rig) {
+        for mut serving in self.serving.drain(..) {
+            // It may have ended already.
+            let _ = serving.kill();
+            let _ = serving.wait();
+        }
+        berth::remove(rig);
+    }
+}
+
+fn dump(pages: &str) -> String {
+    format!(
+        "nsenter --net=/run/netns/{NET} criu dump -t $(ip netns pids {NET} | head -n 1) -D {DIR}/img \
+         -o dump.log -v1 --tcp-established {pages}"
+    )
+}
+
+fn restore(pages: &str) -> String {
+    format!(
+        "nsenter --net=/run/netns/{NET} criu restore -D {DIR}/img -o restore.log -v1 -d \
+         --tcp-established {pages} </dev/null >/dev/null 2>&1"
+    )
+}
+
+/// An error with the end of CRIU's log.
+fn told(error: anyhow::Error, host: &Host, log: &str) -> anyhow::Error {
+    let said = shell(host, &format!("tail -n 3 {DIR}/img/{log}")).unwrap_or_default();
+    error.context(format!("CRIU said: {}", said.trim()))
+}

@@ -1,0 +1,93 @@
+//! Docker's own checkpoints, an experimental feature: `docker checkpoint
+//! create`, a copy into a new container's folder on the target, `docker start
+//! --checkpoint`. CRIU is told to keep TCP connections through runc's file
+//! `/etc/criu/runc.conf`, as CRIU's pages about Docker say.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+
+use super::Baseline;
+use super::berth::{self, DIR, shell};
+use crate::lab::Host;
+use crate::rig::{NETWORK, Rig};
+use crate::run::{Load, container};
+
+/// The container's name.
+const NAME: &str = "peer";
+
+/// The container's hardware address, the same on both hosts.
+const MAC: &str = "02:42:0a:5a:00:81";
+
+/// `docker checkpoint` and `docker start --checkpoint`.
+pub(super) struct Checkpoint;
+
+impl Baseline for Checkpoint {
+    fn name(&self) -> &'static str {
+        "docker-checkpoint"
+    }
+
+    fn describe(&self) -> &'static str {
+        "docker checkpoint create, checkpoint copied into the target's container folder, docker start \
+         --checkpoint; a Docker container on macvlan"
+    }
+
+    fn version(&self, rig: &Rig) -> String {
+        let ask = "docker version --format 'Docker {{.Server.Version}}'; runc --version | head -n 1; \
+                   criu --version";
+        let said = rig.host("a").and_then(|a| shell(a, ask));
+        said.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    fn can(&self, _: &Load) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn start(&mut self, rig: &Rig, load: &Load) -> Result<SocketAddr> {
+        self.clean(rig);
+        let ip = rig.lab().container_address(0);
+        let (image, command, port) = container(load);
+        for (host, verb) in [("a", "run --detach"), ("b", "create")] {
+            let host = rig.host(host)?;
+            let keep = format!(
+                "mkdir -p /etc/criu {DIR}; echo tcp-established >/etc/criu/runc.conf; : >{DIR}/conf"
+            );
+            shell(host, &keep)?;
+            let address = ip.to_string();
+            let mut words: Vec<&str> = std::iter::once("docker").chain(verb.split(' ')).collect();
+            words.extend(["--name", NAME, "--network", NETWORK, "--ip", &address]);
+            words.extend(["--mac-address", MAC, image]);
+            words.extend(command.iter().map(String::as_str));
+            host.run(&words)?;
+        }
+        Ok(SocketAddr::from((ip, port)))
+    }
+
+    fn migrate(&mut self, rig: &Rig, tell: &mut dyn FnMut(&str)) -> Result<()> {
+        let (a, b) = (rig.host("a")?, rig.host("b")?);
+        tell("freeze");
+        a.run(&["docker", "checkpoint", "create", NAME, "moved"]).context("docker checkpoint")?;
+        let folder = |host| Ok::<_, anyhow::Error>(format!("{}/checkpoints/moved", home(host)?));
+        berth::copy((a, &folder(a)?), (b, &folder(b)?))?;
+        b.run(&["docker", "start", "--checkpoint", "moved", NAME]).context("docker start")?;
+        tell("drain");
+        Ok(())
+    }
+
+    fn clean(&mut self, rig: &Rig) {
+        for host in rig.lab().hosts() {
+            let line = format!(
+                "docker rm --force --volumes {NAME} >/dev/null 2>&1; \
+                 if [ -e {DIR}/conf ]; then rm -rf /etc/criu/runc.conf {DIR}; fi; true"
+            );
+            // That there is none is the usual case.
+            let _ = shell(host, &line);
+        }
+    }
+}
+
+/// Docker's folder of the container.
+fn home(host: &Host) -> Result<String> {
+    let id = host.run(&["docker", "inspect", "--format", "{{.Id}}", NAME])?;
+    Ok(format!("/var/lib/docker/containers/{}", id.trim()))
+}
