@@ -1,6 +1,8 @@
 //! `blip plan`: what each way of moving a container would take.
 
-use super::Places;
+use super::goal::GoalArgs;
+use super::values::deadline;
+use super::{Places, exit};
 use crate::docker::Docker;
 use crate::event::{Forecast, millis};
 use crate::experience::Experience;
@@ -30,46 +32,25 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "HOST[:PORT]")]
     to: String,
     /// How long to watch the container
-    #[arg(long = "for", value_name = "TIME", default_value = "5s", value_parser = time)]
+    #[arg(long = "for", value_name = "TIME", default_value = "5s", value_parser = deadline)]
     watch: Duration,
-    /// Longest downtime wanted, such as 50ms
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    downtime: Option<Duration>,
-    /// The container is to run on the target this long after the start
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    deadline: Option<Duration>,
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-impl PlanArgs {
-    fn goal(&self) -> Goal {
-        Goal { downtime: self.downtime, deadline: self.deadline, ..Goal::default() }
-    }
-}
-
-/// `5s`, `50ms`, `2m`.
-fn time(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let unit = match &text[split..] {
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" => 60.0,
-        _ => return Err("give a time such as 50ms, 5s or 2m".into()),
-    };
-    match text[..split].parse::<f64>() {
-        Ok(number) if number > 0.0 && number * unit < 1e6 => {
-            Ok(Duration::from_secs_f64(number * unit))
-        }
-        _ => Err("give a time above zero such as 50ms, 5s or 2m".into()),
-    }
+    #[command(flatten)]
+    goal: GoalArgs,
 }
 
 pub(super) async fn run(args: PlanArgs, places: Places) -> anyhow::Result<ExitCode> {
-    let goal = args.goal();
+    let goal = match args.goal.goal() {
+        Ok(goal) => goal,
+        Err(contradiction) => {
+            eprintln!("blip: {contradiction}");
+            return Ok(ExitCode::from(exit::USAGE));
+        }
+    };
     let docker = Docker::connect().await?;
-    let subject = Subject::find(&docker, &args.container).await?;
+    let subject = Subject::find(&docker, &args.container, &[]).await?;
     let mut peer = Peer::connect(&args.to, &places.identity).await?;
     let mut experience = Experience::open(&places.state, &peer.link.peer());
     let link = measure::link(&mut peer, goal.bandwidth).await?;
@@ -343,15 +324,6 @@ mod tests {
         assert!(plan.auto.forecast.as_ref().is_some_and(|f| f.met == Some(true)), "{plan:#?}");
         let text = serde_json::to_string(&plan).unwrap();
         assert!(text.contains("\"method\":\"stop-and-copy\""), "{text}");
-    }
-
-    #[test]
-    fn times_are_read_and_nonsense_is_explained() {
-        assert_eq!(time("50ms"), Ok(Duration::from_millis(50)));
-        assert_eq!(time("1.5s"), Ok(Duration::from_millis(1_500)));
-        for wrong in ["", "5", "0s", "-1s", "5 bananas", "1e30s"] {
-            assert!(time(wrong).is_err(), "{wrong}");
-        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ mod stats;
 
 pub use error::{LazyError, Loss};
 pub use plan::{LazyPlan, TaskPlan};
-pub use server::{LazyHandle, LazyServer, RemoteInbox};
+pub use server::{LazyHandle, LazyMeter, LazyServer, RemoteInbox};
 pub use stats::{LazyStats, LazySummary};
 
 use blip_transport::page::{PageAt, PageBytes, PageRun, SpaceId};

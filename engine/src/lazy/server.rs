@@ -139,6 +139,11 @@ impl LazyHandle {
         self.mailbox.post(Mail::AskForAll);
     }
 
+    /// A look at what is done, for another thread.
+    pub fn meter(&self) -> LazyMeter {
+        LazyMeter(self.stats.clone())
+    }
+
     /// Fills these pages of a task (by their address now) before all others
     /// that nobody waits for.
     pub fn fill_first(&self, space: SpaceId, runs: Vec<PageRun>) {
@@ -157,6 +162,20 @@ impl LazyHandle {
         for uffd in lock(&self.left_open).drain(..) {
             uffd.release();
         }
+    }
+}
+
+/// Counts of a server at work. Clones see the same.
+#[derive(Clone)]
+pub struct LazyMeter(Arc<Mutex<LazyStats>>);
+
+impl LazyMeter {
+    /// Faults reported so far, pages put in place, and pages the source host
+    /// was asked for and answered.
+    pub fn read(&self) -> (u64, u64, u64) {
+        let stats = lock(&self.0);
+        let placed = stats.prefilled + stats.from_store + stats.from_source + stats.zero;
+        (stats.faults, placed, stats.from_source)
     }
 }
 

@@ -111,7 +111,7 @@ impl Habits {
 /// # Errors
 /// Its memory cannot be tracked or read. It runs as before.
 pub async fn habits(subject: &Subject, time: Duration) -> Result<Habits, MeasureError> {
-    let (mut tracker, why) = track::best();
+    let (mut tracker, why) = track::for_watching();
     let watched = watch(&mut tracker, subject, time, &why).await;
     // Also after an error.
     spawn_blocking(move || tracker.disarm()).await?;

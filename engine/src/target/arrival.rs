@@ -1,6 +1,7 @@
 //! One migration, seen from the target: everything that happens is put in a
 //! row, fed to the pure [`Target`], and its actions are carried out.
 
+use super::brownout::Brownout;
 use super::intake::{Intake, IntakeError};
 use super::pages::StoredPages;
 use super::stage::Staged;
@@ -49,6 +50,7 @@ pub struct Arrival {
     intake: Arc<Intake>,
     staged: Option<Staged>,
     lazy: Option<LazyHandle>,
+    brownout: Option<Brownout>,
     lifts: Vec<Lift>,
     guard: Option<Guard>,
     serving_since: Option<Instant>,
@@ -126,6 +128,7 @@ impl Arrival {
             intake,
             staged: Some(staged),
             lazy: None,
+            brownout: None,
             lifts: Vec::new(),
             guard: None,
             serving_since: None,
@@ -356,6 +359,9 @@ impl Arrival {
         let observer = move |event| drop(inputs.send(Input::Lazy(event)));
         match server.serve(plan, source, options, observer) {
             Ok(handle) => {
+                let intake = self.intake.clone();
+                let late = move || intake.late_pages();
+                self.brownout = Some(Brownout::watch(handle.meter(), late));
                 self.lazy = Some(handle);
                 self.serving_since = Some(Instant::now());
             }
@@ -504,7 +510,12 @@ impl Arrival {
             p50_us: latency.value_at_quantile(0.5) / 1000,
             p99_us: latency.value_at_quantile(0.99) / 1000,
             drain_ms: drain.map(millis).unwrap_or(0.0),
-            samples: Vec::new(),
+            samples: self
+                .brownout
+                .as_ref()
+                .zip(self.resumed_at)
+                .map(|(brownout, resumed)| brownout.samples(resumed))
+                .unwrap_or_default(),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod announcer;
 pub mod arrival;
+mod brownout;
 pub mod check;
 pub mod intake;
 pub mod mounts;

@@ -76,6 +76,18 @@ pub fn choose(
     Ok((tracker, why))
 }
 
+/// A tracker to watch a container with that is not about to move, and its name:
+/// no pre-dumps, which write images.
+pub fn for_watching() -> (Box<dyn Tracker>, String) {
+    match WriteProtect::new() {
+        Ok(tracker) => (Box::new(tracker), reason(TrackerKind::WriteProtect, &[])),
+        Err(missing) => {
+            let passed = format!("no {}, as {missing}", TrackerKind::WriteProtect);
+            (Box::new(Hash::new()), reason(TrackerKind::Hash, &[passed]))
+        }
+    }
+}
+
 /// The best this machine can do, and why nothing better.
 fn best() -> (TrackerKind, String) {
     let mut passed_over = Vec::new();

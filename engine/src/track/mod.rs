@@ -32,7 +32,7 @@ use crate::sys::inject::InjectError;
 use blip_transport::encode::Encoder;
 use blip_transport::page::{ContentHash, PageAt, PageRun, SpaceId};
 use blip_transport::units::{ByteSize, PageCount};
-pub use choice::{TrackerChoice, capabilities, choose, kind_for};
+pub use choice::{TrackerChoice, capabilities, choose, for_watching, kind_for};
 pub use hash::Hash;
 use probe::Missing;
 use runs::Runs;
