@@ -36,13 +36,10 @@ impl Brownout {
             loop {
                 let (faults, pages, asked) = meter.read();
                 let from_source = asked + late();
-                let mut counts = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                counts.push(Count { at: Instant::now(), faults, pages, from_source });
-                if counts.len() > MOST {
-                    thin_out(&mut counts);
+                let count = Count { at: Instant::now(), faults, pages, from_source };
+                if note(&kept, count) {
                     step *= 2;
                 }
-                drop(counts);
                 tokio::time::sleep(step).await;
             }
         });
@@ -60,6 +57,17 @@ impl Drop for Brownout {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Keeps a count; whether half of them had to go for it.
+fn note(kept: &Mutex<Vec<Count>>, count: Count) -> bool {
+    let mut counts = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    counts.push(count);
+    let full = counts.len() > MOST;
+    if full {
+        thin_out(&mut counts);
+    }
+    full
 }
 
 /// Every other count; the first stays, from which the others are told.
