@@ -247,6 +247,19 @@ fn before_the_freeze_a_cycle_ends_and_a_freeze_holds() {
     assert!(freezer.is_frozen().unwrap());
 }
 
+/// A task that has used up its quota freezes only when it gets more.
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn before_the_freeze_a_quota_is_lifted() {
+    let _alone = alone();
+    let Some(busy) = Busy::start("late", &["cpu", "freezer"], LOOP) else { return };
+    let mut throttle = throttle(&busy);
+    throttle.set(90).unwrap();
+    assert_ne!(busy.says("cpu.cfs_quota_us"), "-1");
+    throttle.before_freeze().unwrap();
+    assert_eq!((throttle.percent(), busy.says("cpu.cfs_quota_us").as_str()), (0, "-1"));
+}
+
 /// The other half of the tests below: throttles and waits to be killed.
 #[test]
 fn owner() {

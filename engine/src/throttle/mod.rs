@@ -10,6 +10,9 @@
 //! 3. `freezer duty cycle`: where no cpu controller is, the freezer stops the
 //!    container for a part of every 25 ms.
 //!
+//! With the third, Docker takes a container that stands at that moment for
+//! paused: a `docker exec` or health check may be refused and has to be repeated.
+//!
 //! What is taken is a part of what the container **used** before: a quota
 //! relative to its limit or to all CPUs would not touch a writer that uses half
 //! of one. All three end at the same CPU time; the duty cycle gets there by

@@ -20,9 +20,9 @@ impl Lines {
     pub(crate) fn of(&mut self, timed: &Timed) -> Option<String> {
         let (label, text) = match &timed.event {
             Event::Begin { phase: phase @ (Phase::Stage | Phase::PreCopy | Phase::Drain) } => {
-                (phase.name().to_owned(), beginning(*phase).to_owned())
+                (label(*phase), beginning(*phase).to_owned())
             }
-            Event::End { phase, ms } => (phase.name().to_owned(), format!("done in {}", time(*ms))),
+            Event::End { phase, ms } => (label(*phase), format!("done in {}", time(*ms))),
             Event::Round(report) => {
                 let label = if report.frozen { "frozen" } else { "round" };
                 (format!("{label} {}", report.round), round(report))
@@ -52,6 +52,11 @@ impl Lines {
 fn entry(at_ms: f64, label: &str, text: &str) -> String {
     let head = format!("{:>7.2} s  {label:<10} ", at_ms / 1e3);
     hang(&head, &printable(text))
+}
+
+/// Its name as people write it.
+fn label(phase: Phase) -> String {
+    phase.name().replace('_', "-")
 }
 
 fn beginning(phase: Phase) -> &'static str {

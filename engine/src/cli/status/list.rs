@@ -259,6 +259,44 @@ Ended
     }
 
     #[test]
+    fn what_needs_somebody_to_act_has_its_whole_ticket() {
+        let record = SourceRecord {
+            ticket: Ticket(7),
+            container: "cafe".into(),
+            name: "web".into(),
+            init: 1,
+            freezer: "/none".into(),
+            unified: true,
+            target: "hostb:4433".into(),
+            remove_source: false,
+            at: 0,
+        };
+        let arrival = TargetRecord {
+            ticket: Ticket(8),
+            container: Some("0123456789abcdef".into()),
+            step: TargetStep::Granted,
+            source: "key".into(),
+        };
+        let status = Status {
+            in_doubt: vec![Doubt { record, frozen: true }],
+            unfinished: vec![arrival],
+            ..Status::default()
+        };
+        assert_eq!(
+            text(&status, 0),
+            "\
+In doubt
+  web is frozen here and may have been granted to hostb:4433; `blip resolve`
+  asks. Ticket 00000000000000000000000000000007
+
+Came in and did not finish
+  container 0123456789ab, may have run here. Ticket
+  00000000000000000000000000000008
+"
+        );
+    }
+
+    #[test]
     fn a_host_with_nothing_to_tell_says_so() {
         let text = text(&Status::default(), 0);
         assert_eq!(text, "No migration is under way, and none is remembered.\n");
