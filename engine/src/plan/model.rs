@@ -188,15 +188,22 @@ impl Model {
         Bandwidth(rates[(rates.len() - 1) / 4].max(1.0))
     }
 
-    /// Before any round: what the link carries.
+    /// Before any round: what experience says, or what the link carries.
     fn untried_rate(&self) -> Bandwidth {
-        let known = self.link.bandwidth.filter(|known| known.0 > 1e3).unwrap_or(UNKNOWN_LINK);
-        Bandwidth(self.goal.bandwidth.map_or(known.0, |cap| known.0.min(cap.0)))
+        let squeeze = self.costs.squeeze.unwrap_or(1.0).max(1e-3);
+        let carried = |link: Bandwidth| link.0 / squeeze;
+        let link = self.link.bandwidth.filter(|known| known.0 > 1e3).map(carried);
+        let pace = self.costs.pace.map(|pace| pace.0);
+        let known = match (pace, link) {
+            (Some(pace), Some(link)) => pace.min(link),
+            (pace, link) => pace.or(link).unwrap_or(UNKNOWN_LINK.0),
+        };
+        Bandwidth(self.goal.bandwidth.map_or(known, |cap| known.min(carried(cap))))
     }
 
     /// Bytes on the link for a byte of memory.
     fn squeeze(&self) -> f64 {
-        let Some(pace) = self.paces.last() else { return 1.0 };
+        let Some(pace) = self.paces.last() else { return self.costs.squeeze.unwrap_or(1.0) };
         (pace.wire.0 as f64 / pace.pages.bytes().0 as f64).clamp(0.001, 1.1)
     }
 
@@ -386,7 +393,7 @@ impl Model {
         };
         // How fast memory is filled in is known to a third or so.
         let of_prefill = 0.3 * self.prefill().as_secs_f64();
-        let spread = self.costs.spread().as_secs_f64();
+        let spread = self.costs.doubt(self.memory).as_secs_f64();
         let sigma = (spread.powi(2) + of_rest.powi(2) + of_prefill.powi(2)).sqrt();
         let z = 0.25 * downtime / sigma.max(1e-6);
         let rounded = (within(z) * 100.0).round() / 100.0;
