@@ -197,9 +197,9 @@ decides well, not how fast blip is.
 {scenarios} scenarios: eight workloads in 1 GiB of memory × 100 Mbit/s, 1, 10, 25 Gbit/s ×
 round trips of 0.1, 1, 10, 100 ms. Pages compress to 0.8; no more than 1.5 GB/s
 can be read and encoded, and no more than 2 MiB are on their way at once, as with
-blip's links: a round trip of 100 ms leaves 21 MB/s. Speeds vary by ±8 % and writing by ±15 % from one
-quarter of a second to the next; the true fixed costs differ from what the
-planner takes them for by up to 10 % per phase.
+blip's links: a round trip of 100 ms leaves 21 MB/s. Speeds vary by ±8 % and
+writing by ±15 % from one quarter of a second to the next; the true fixed costs
+differ from what the planner takes them for by up to 10 % per phase.
 
 Workloads: **idle**; **uniform** (20 MB/s anywhere); **hot set** (200 MB/s to
 64 MiB); **skewed** (some pages often, many seldom); **phases** (4 s of 150 MB/s
