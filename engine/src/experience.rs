@@ -233,6 +233,26 @@ mod tests {
     }
 
     #[test]
+    fn how_fast_memory_went_out_is_learned_unless_a_limit_held_it_down() {
+        let mut free = report(Outcome::Moved, 50.0);
+        let first = crate::event::RoundReport {
+            bytes_raw: ByteSize(100 << 20),
+            bytes_wire: ByteSize(50 << 20),
+            ms: 500.0,
+            ..Default::default()
+        };
+        free.rounds.push(first);
+        let mut costs = Costs::default();
+        costs.learn(&free);
+        assert_eq!(costs.squeeze, Some(0.5));
+        assert!((costs.pace.unwrap().0 / 209_715_200.0 - 1.0).abs() < 1e-9);
+        let mut costs = Costs::default();
+        free.goal.bandwidth = Some(Bandwidth(1e6));
+        costs.learn(&free);
+        assert_eq!(costs.pace, None);
+    }
+
+    #[test]
     fn damage_is_no_experience_and_no_error() {
         let state = tempfile::tempdir().unwrap();
         let mut experience = Experience::open(state.path(), &peer());

@@ -4,7 +4,7 @@ use super::workload::{Container, Habit, MEMORY, unit};
 use blip_engine::plan::model::Rest;
 use blip_engine::plan::policy::{DirtyThreshold, FixedRounds, OnlyPostCopy, Policy, TargetDriven};
 use blip_engine::plan::rehearsal::{Outcome, Truth, rehearse};
-use blip_engine::plan::{Costs, Goal, LinkFacts, Planner, ThrottleLimit};
+use blip_engine::plan::{Costs, Goal, LinkFacts, Method, OnMiss, Planner, ThrottleLimit};
 use blip_transport::units::{Bandwidth, ByteSize, PageCount};
 use serde::Serialize;
 use std::time::Duration;
@@ -238,6 +238,17 @@ pub fn rehearsed(case: &Case, name: &'static str, policy: Box<dyn Policy>) -> (R
         throttled: outcome.throttled,
     };
     (Result::of(case, &goal, name, measured), outcome)
+}
+
+/// What holding hot pages back comes to: the same case without and with it,
+/// moved by `method`, whatever the downtime.
+pub fn with_and_without_holding(case: &Case, method: Method) -> [Outcome; 2] {
+    [false, true].map(|hold_back| {
+        let goal = Goal { method, hold_back, on_miss: OnMiss::Proceed, ..Goal::default() };
+        let link = LinkFacts { rtt: case.rtt.1, bandwidth: None };
+        let planner = Planner::new(goal, Costs::default(), link);
+        rehearse(planner, &mut case.world(), &case.truth(), Duration::ZERO)
+    })
 }
 
 /// Everybody's results of a case, the oracle's last, with their regrets.

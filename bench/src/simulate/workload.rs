@@ -12,7 +12,7 @@ pub const MEMORY: PageCount = PageCount(262_144);
 /// How fast pages can be read, hashed and compressed at all.
 const CPU: f64 = 1.5e9;
 /// Bytes on the link for a byte of memory.
-const SQUEEZE: f64 = 0.8;
+pub const SQUEEZE: f64 = 0.8;
 /// How long chance stays the same.
 const MOMENT: f64 = 0.25;
 const PAGES_PER_MIB: f64 = 256.0;

@@ -4,7 +4,7 @@ use super::goal::GoalArgs;
 use super::values::deadline;
 use super::{Places, exit};
 use crate::docker::Docker;
-use crate::event::{Forecast, millis};
+use crate::event::{Forecast, Phase, millis};
 use crate::experience::Experience;
 use crate::plan::rehearsal::{Outcome, rehearse_writer};
 use crate::plan::{Costs, Goal, LinkFacts, Method, OnMiss, words};
@@ -168,7 +168,7 @@ impl Plan {
             text,
             "{} to {}, watched for {}\n\
              memory      {}, compresses to {:.0} %\n\
-             writes      {} dirtied in a second, working set about {}\n\
+             writes      {} dirtied in a second, {} in all that time\n\
              link        {carries}, round trip {}\n\
              fixed cost  {} of downtime, {learned}\n",
             self.container,
@@ -226,13 +226,19 @@ fn forecast(goal: &Goal, method: Method, outcome: &Outcome) -> Option<Forecast> 
     let in_time = goal.deadline.is_none_or(|deadline| outcome.finished <= deadline);
     let short = goal.downtime.is_none_or(|target| outcome.downtime <= target);
     let aims = goal.downtime.is_some() || goal.deadline.is_some();
+    // What is left at the freeze is not quite what the planner expected.
+    let mut downtime = expected.downtime.clone();
+    let off = millis(outcome.downtime) - downtime.iter().map(|part| part.ms).sum::<f64>();
+    if let Some(dump) = downtime.iter_mut().find(|part| part.phase == Phase::Dump) {
+        dump.ms = (dump.ms + off).max(0.0);
+    }
     Some(Forecast {
         method,
         rounds: outcome.rounds + 1,
         bytes: outcome.wire,
         total_ms: millis(outcome.finished + outcome.brownout),
         downtime_ms: millis(outcome.downtime),
-        downtime: expected.downtime.clone(),
+        downtime,
         brownout_ms: millis(outcome.brownout),
         met: aims.then_some(in_time && short),
         confidence: expected.confidence,
@@ -319,6 +325,10 @@ mod tests {
         let [stop, pre, post, hybrid] = Method::REAL.map(of);
         assert!(stop.downtime_ms > pre.downtime_ms && pre.downtime_ms > hybrid.downtime_ms);
         assert_eq!((stop.rounds, post.rounds), (1, 1));
+        for forecast in &plan.methods {
+            let sum: f64 = forecast.downtime.iter().map(|part| part.ms).sum();
+            assert!((sum - forecast.downtime_ms).abs() < 0.01, "{forecast:?}");
+        }
         assert!(post.brownout_ms > hybrid.brownout_ms && pre.brownout_ms == 0.0);
         assert_eq!((stop.met, post.met, hybrid.met), (Some(false), Some(true), Some(true)));
         assert!(plan.auto.forecast.as_ref().is_some_and(|f| f.met == Some(true)), "{plan:#?}");

@@ -16,6 +16,10 @@ use std::time::Duration;
 const FORGET: f64 = 0.25;
 /// Last pages so few that they draw out no phase.
 const QUIET: ByteSize = ByteSize(1 << 20);
+/// Rounds shorter than this say nothing of how memory goes out.
+const TELLING: ByteSize = ByteSize(16 << 20);
+/// Of a cost that was never seen here, at least this share is in doubt.
+const DOUBT: f64 = 0.25;
 /// Round trips that each phase waits for.
 const SHIP_TRIPS: f64 = 0.5;
 const GRANT_TRIPS: f64 = 1.5;
@@ -69,6 +73,13 @@ pub struct Costs {
     pub grant: Cost,
     /// How fast the target puts stored pages into the processes.
     pub prefill: Bandwidth,
+    /// How fast the container's memory went out with no limit set, in bytes of
+    /// memory a second, once that was seen.
+    #[serde(default)]
+    pub pace: Option<Bandwidth>,
+    /// Bytes on the link for a byte of memory, once that was seen.
+    #[serde(default)]
+    pub squeeze: Option<f64>,
     /// Share of dump and restore during which the last pages travel beside them,
     /// 0 to 1.
     pub overlap: f64,
@@ -87,6 +98,8 @@ impl Default for Costs {
             restore: Cost::measured(40.0, 5.0),
             grant: Cost::measured(27.0, 4.0),
             prefill: Bandwidth(1.2e9),
+            pace: None,
+            squeeze: None,
             overlap: 0.7,
             rtt_ms: 0.0,
         }
@@ -129,6 +142,15 @@ impl Costs {
         let all = [self.freeze, self.dump, self.ship, self.restore, self.grant];
         let variance: f64 = all.iter().map(|cost| cost.spread_ms.powi(2)).sum();
         Duration::from_secs_f64(variance.sqrt() / 1e3)
+    }
+
+    /// The same, as far as a forecast is concerned: what was measured on other
+    /// hosts only may be quite different here.
+    pub fn doubt(&self, memory: PageCount) -> Duration {
+        match self.grant.samples {
+            0 => self.spread().max(self.fixed(memory).mul_f64(DOUBT)),
+            _ => self.spread(),
+        }
     }
 
     /// The time in which the last pages travel for nothing, because CRIU is
@@ -182,10 +204,27 @@ impl Costs {
             Some(restore) if !fills_first => self.restore.learn(restore),
             _ => {}
         }
+        self.learn_pace(report);
         let lazy = &report.lazy;
         if report.method != Method::PostCopy && lazy.from_source == 0 && lazy.drain_ms > 5.0 {
             let filled = PageCount(lazy.from_store).bytes().0 as f64;
             self.learn_prefill(filled / (lazy.drain_ms / 1e3));
+        }
+    }
+
+    /// The longest round tells most of how memory goes out.
+    fn learn_pace(&mut self, report: &Report) {
+        let longest = report.rounds.iter().max_by(|a, b| a.bytes_raw.cmp(&b.bytes_raw));
+        let Some(round) = longest.filter(|round| round.bytes_raw >= TELLING && round.ms > 0.0)
+        else {
+            return;
+        };
+        let mix = |before: Option<f64>, now: f64| before.map_or(now, |b| b + FORGET * (now - b));
+        let raw = round.bytes_raw.0 as f64;
+        self.squeeze = Some(mix(self.squeeze, (round.bytes_wire.0 as f64 / raw).clamp(1e-3, 1.1)));
+        if report.goal.bandwidth.is_none() {
+            let pace = mix(self.pace.map(|pace| pace.0), raw / (round.ms / 1e3));
+            self.pace = Some(Bandwidth(pace));
         }
     }
 
@@ -211,6 +250,15 @@ mod tests {
         let ms = |mib: u64| millis(Costs::default().fixed(PageCount(mib * 256)));
         assert!((110.0..126.0).contains(&ms(298)), "{}", ms(298));
         assert!((134.0..160.0).contains(&ms(1174)), "{}", ms(1174));
+    }
+
+    #[test]
+    fn what_was_never_seen_here_is_doubted() {
+        let memory = PageCount(76_800);
+        let mut costs = Costs::default();
+        assert_eq!(costs.doubt(memory), costs.fixed(memory).mul_f64(DOUBT));
+        costs.grant.learn(27.0);
+        assert_eq!(costs.doubt(memory), costs.spread());
     }
 
     #[test]

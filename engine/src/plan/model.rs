@@ -1,9 +1,10 @@
 //! What the rounds so far say of the container and of the link.
 
+mod forecast;
+
 use super::costs::Costs;
 use super::dirtying::Dirtying;
-use super::{Goal, LinkFacts, Method, RoundFacts, RoundSoFar};
-use crate::event::{Forecast, Phase, PhaseTime, millis};
+use super::{Goal, LinkFacts, RoundFacts, RoundSoFar};
 use blip_transport::units::{Bandwidth, ByteSize, PageCount};
 use std::time::Duration;
 
@@ -188,15 +189,22 @@ impl Model {
         Bandwidth(rates[(rates.len() - 1) / 4].max(1.0))
     }
 
-    /// Before any round: what the link carries.
+    /// Before any round: what experience says, or what the link carries.
     fn untried_rate(&self) -> Bandwidth {
-        let known = self.link.bandwidth.filter(|known| known.0 > 1e3).unwrap_or(UNKNOWN_LINK);
-        Bandwidth(self.goal.bandwidth.map_or(known.0, |cap| known.0.min(cap.0)))
+        let squeeze = self.costs.squeeze.unwrap_or(1.0).max(1e-3);
+        let carried = |link: Bandwidth| link.0 / squeeze;
+        let link = self.link.bandwidth.filter(|known| known.0 > 1e3).map(carried);
+        let pace = self.costs.pace.map(|pace| pace.0);
+        let known = match (pace, link) {
+            (Some(pace), Some(link)) => pace.min(link),
+            (pace, link) => pace.or(link).unwrap_or(UNKNOWN_LINK.0),
+        };
+        Bandwidth(self.goal.bandwidth.map_or(known, |cap| known.min(carried(cap))))
     }
 
     /// Bytes on the link for a byte of memory.
     fn squeeze(&self) -> f64 {
-        let Some(pace) = self.paces.last() else { return 1.0 };
+        let Some(pace) = self.paces.last() else { return self.costs.squeeze.unwrap_or(1.0) };
         (pace.wire.0 as f64 / pace.pages.bytes().0 as f64).clamp(0.001, 1.1)
     }
 
@@ -306,92 +314,6 @@ impl Model {
             _ => self.outside.error(),
         }
     }
-
-    /// What of the sending of `rest` adds to the downtime.
-    pub fn extra(&self, rest: PageCount) -> Duration {
-        let beside = self.costs.beside(self.memory);
-        self.time_for(rest).saturating_sub(beside)
-    }
-
-    /// The downtime if `rest` is left to do.
-    pub fn downtime(&self, rest: PageCount, how: Rest) -> Duration {
-        match how {
-            Rest::Shipped => self.fixed() + self.extra(rest),
-            Rest::Left => self.costs.fixed(self.memory),
-        }
-    }
-
-    /// The same, if it goes rather badly.
-    pub fn downtime_at_worst(&self, rest: PageCount, how: Rest) -> Duration {
-        let more = PageCount((rest.0 as f64 * (1.0 + self.doubt())).ceil() as u64);
-        self.downtime(more, how) + self.costs.spread()
-    }
-
-    /// Once the container runs on the target, until the last page is there.
-    pub fn brownout(&self, rest: PageCount, how: Rest) -> Duration {
-        let fill = self.costs.prefill_time(self.memory).saturating_sub(self.prefill());
-        match how {
-            Rest::Shipped => fill,
-            Rest::Left => fill + self.time_for(rest) + self.link.rtt,
-        }
-    }
-
-    /// The forecast of a freeze at `elapsed` with `rest` left.
-    pub fn forecast(&self, rest: PageCount, how: Rest, elapsed: Duration) -> Forecast {
-        let downtime = self.downtime(rest, how);
-        let brownout = self.brownout(rest, how);
-        let wire = (rest.bytes().0 as f64 * self.squeeze()) as u64;
-        Forecast {
-            method: self.named(how),
-            rounds: self.rounds + 1,
-            bytes: self.wire + ByteSize(wire),
-            total_ms: millis(elapsed + downtime + brownout),
-            downtime_ms: millis(downtime),
-            downtime: self.parts(rest, how),
-            brownout_ms: millis(brownout),
-            met: self.goal.downtime.map(|target| downtime <= target),
-            confidence: self.confidence(rest, how),
-        }
-    }
-
-    fn named(&self, how: Rest) -> Method {
-        match (self.goal.method, how) {
-            (Method::Auto, Rest::Left) if self.rounds == 0 => Method::PostCopy,
-            (Method::Auto, _) => Method::Hybrid,
-            (named, _) => named,
-        }
-    }
-
-    fn parts(&self, rest: PageCount, how: Rest) -> Vec<PhaseTime> {
-        let extra = if how == Rest::Shipped { self.extra(rest) } else { Duration::ZERO };
-        let prefill = if how == Rest::Shipped { self.prefill() } else { Duration::ZERO };
-        let mut parts = self.costs.phases(self.memory);
-        for part in &mut parts {
-            part.ms += match part.phase {
-                Phase::Dump => millis(extra),
-                Phase::Fill => millis(prefill),
-                _ => 0.0,
-            };
-        }
-        parts
-    }
-
-    /// How likely the downtime is within a quarter of the forecast, taking it as
-    /// normally distributed.
-    fn confidence(&self, rest: PageCount, how: Rest) -> f64 {
-        let downtime = self.downtime(rest, how).as_secs_f64();
-        let of_rest = match how {
-            Rest::Shipped => self.extra(rest).as_secs_f64() * self.doubt(),
-            Rest::Left => 0.0,
-        };
-        // How fast memory is filled in is known to a third or so.
-        let of_prefill = 0.3 * self.prefill().as_secs_f64();
-        let spread = self.costs.spread().as_secs_f64();
-        let sigma = (spread.powi(2) + of_rest.powi(2) + of_prefill.powi(2)).sqrt();
-        let z = 0.25 * downtime / sigma.max(1e-6);
-        let rounded = (within(z) * 100.0).round() / 100.0;
-        rounded.clamp(0.0, 0.99)
-    }
 }
 
 impl Pace {
@@ -399,13 +321,6 @@ impl Pace {
         let least = self.took / 2;
         Bandwidth::over(self.pages.bytes(), self.took.saturating_sub(overhead).max(least))
     }
-}
-
-/// Share of a normal distribution within `z` standard deviations of its mean
-/// (logistic approximation, off by at most 0.01).
-fn within(z: f64) -> f64 {
-    let below = 1.0 / (1.0 + (-1.5976 * z - 0.070_56 * z.powi(3)).exp());
-    2.0 * below - 1.0
 }
 
 #[cfg(test)]
@@ -487,12 +402,5 @@ mod tests {
         let total = 7_000.0 + forecast.downtime_ms + forecast.brownout_ms;
         assert!((total - forecast.total_ms).abs() < 0.01);
         assert!(forecast.confidence > 0.2 && forecast.confidence < 1.0);
-    }
-
-    #[test]
-    fn the_normal_distribution_is_nearly_one() {
-        for (z, p) in [(0.5, 0.3829), (1.0, 0.6827), (2.0, 0.9545), (3.0, 0.9973)] {
-            assert!((within(z) - p).abs() < 0.01, "{z}: {}", within(z));
-        }
     }
 }

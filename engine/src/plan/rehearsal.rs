@@ -363,6 +363,8 @@ pub fn rehearse_writer(
     begun: Duration,
 ) -> Outcome {
     let truth = Truth { costs, rtt: link.rtt };
-    let planner = Planner::new(goal, costs, link);
+    // Whoever knows the writer knows this, too.
+    let known = Costs { pace: Some(writer.all.pace), squeeze: Some(writer.all.squeeze), ..costs };
+    let planner = Planner::new(goal, known, link);
     rehearse(planner, &mut writer.begin(), &truth, begun)
 }

@@ -69,7 +69,7 @@ pub struct Habits {
     pub watched: Duration,
     /// How fast it dirties pages it has not dirtied just before.
     pub dirty_rate: Bandwidth,
-    /// What it writes to again and again.
+    /// Distinct pages that it dirtied while it was watched.
     pub working_set: PageCount,
     /// The fit behind these.
     pub dirtying: Dirtying,
@@ -141,12 +141,12 @@ async fn watch(
     let scan = last.took;
     let (all, dirty) = spawn_blocking(move || compress_samples(&last)).await??;
     let second = dirtying.within(Duration::from_secs(1)).unwrap_or_default();
-    let (working_set, ..) = dirtying.shape().unwrap_or_default();
+    let working_set = dirtying.within(watched).unwrap_or_default();
     Ok(Habits {
         resident,
         watched,
         dirty_rate: Bandwidth(second.bytes().0 as f64),
-        working_set: PageCount((working_set.ceil() as u64).min(resident.0)),
+        working_set: PageCount(working_set.0.min(resident.0)),
         dirtying,
         scan,
         all,

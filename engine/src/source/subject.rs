@@ -11,13 +11,18 @@ use crate::protocol::{CheckRequest, Finding, HostFacts};
 use crate::track::Task;
 use blip_transport::page::SpaceId;
 use blip_transport::units::ByteSize;
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Network drivers whose containers keep their addresses when they move: both
 /// hosts sit on the same segment.
 const SEGMENT_DRIVERS: [&str; 2] = ["macvlan", "ipvlan"];
+
+/// How long a health check is given to end.
+const GUEST_LIMIT: Duration = Duration::from_millis(1500);
 
 /// Why a container cannot even be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +155,19 @@ impl Subject {
         }
     }
 
+    /// The same, once a health check that may be running has ended: Docker runs
+    /// it as a guest, every now and then.
+    fn tasks_without_guests(&self) -> Result<Vec<Task>, CgroupError> {
+        let until = Instant::now() + GUEST_LIMIT;
+        loop {
+            let tasks = self.tasks()?;
+            if Instant::now() > until || strangers(self.init(), &tasks).is_empty() {
+                return Ok(tasks);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Memory it holds now, shared pages counted once per process.
     pub fn memory(&self) -> Result<ByteSize, CgroupError> {
         let pids = self.freezer.processes()?;
@@ -189,7 +207,19 @@ impl Subject {
         let mut findings = Vec::new();
         findings.extend(self.plan.findings.iter().cloned());
         findings.extend(self.configuration_findings());
-        for task in self.tasks()? {
+        let tasks = self.tasks_without_guests()?;
+        findings.extend(strangers(self.init(), &tasks).into_iter().map(|pid| {
+            Finding::blocker(
+                format!(
+                    "process {} (pid {pid}) came into container '{}' from outside, as by `docker \
+                     exec`",
+                    command_of(pid),
+                    self.inspection.name
+                ),
+                "CRIU moves what descends from the container's init: end that process first",
+            )
+        }));
+        for task in tasks {
             findings.extend(process_findings(task.pid));
         }
         findings.dedup();
@@ -275,11 +305,37 @@ fn status_kib(pid: i32, field: &str) -> u64 {
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
+fn command_of(pid: i32) -> String {
+    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    command.trim().to_owned()
+}
+
+/// Processes in the container's cgroup that do not descend from its init.
+fn strangers(init: i32, tasks: &[Task]) -> Vec<i32> {
+    let parents: BTreeMap<i32, i32> =
+        tasks.iter().filter_map(|task| Some((task.pid, parent_of(task.pid)?))).collect();
+    unrelated(init, &parents)
+}
+
+/// Those that no chain of parents leads from to `init`.
+fn unrelated(init: i32, parents: &BTreeMap<i32, i32>) -> Vec<i32> {
+    let descends = |&pid: &i32| {
+        let chain = std::iter::successors(Some(pid), |pid| parents.get(pid).copied());
+        // A chain cannot be longer than there are processes.
+        chain.take(parents.len() + 1).any(|pid| pid == init)
+    };
+    parents.keys().filter(|pid| !descends(pid)).copied().collect()
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
 /// What CRIU cannot dump of a process, by name.
 fn process_findings(pid: i32) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let who = format!("process {} (pid {pid})", command.trim());
+    let who = format!("process {} (pid {pid})", command_of(pid));
     // Reading the resource limits of others' processes takes a capability that
     // root lacks in some containers and virtual machines.
     if !owned_by_root(pid) && !may_read_limits() {
@@ -370,6 +426,12 @@ mod tests {
                     103 101 0:68 / /proc rw - proc proc rw\n";
         assert_eq!(parse_upper(text), Some("/u/diff".into()));
         assert_eq!(parse_upper("1 2 0:3 / / rw - ext4 /dev/sda rw\n"), None);
+    }
+
+    #[test]
+    fn who_does_not_descend_from_init_is_a_stranger() {
+        let parents = BTreeMap::from([(10, 1), (11, 10), (12, 11), (20, 2), (21, 20)]);
+        assert_eq!(unrelated(10, &parents), [20, 21]);
     }
 
     #[test]

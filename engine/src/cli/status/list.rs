@@ -276,6 +276,7 @@ Ended
             container: Some("0123456789abcdef".into()),
             step: TargetStep::Granted,
             source: "key".into(),
+            made: Default::default(),
         };
         let status = Status {
             in_doubt: vec![Doubt { record, frozen: true }],

@@ -34,6 +34,8 @@ const LONG: Duration = Duration::from_secs(5);
 const PATIENCE: u32 = 2;
 /// Rounds in a row that did not, whatever was expected.
 const DISAPPOINTMENTS: u32 = 4;
+/// Sending the dirty pages takes long enough to try how many are hot.
+const LONG_ENOUGH: Duration = Duration::from_millis(50);
 /// Fewer hot pages than this are not worth the trouble.
 const FEW: u64 = 64;
 /// CPU time taken, in percent, one step after the other.
@@ -182,8 +184,17 @@ impl TargetDriven {
     fn next(&self, model: &Model) -> Next {
         let (rest, time) = model.after_sending(self.throttle);
         let sending = Next { hold_back: false, held: PageCount(0), rest, time };
+        if !model.goal().hold_back {
+            return sending;
+        }
+        if model.intervals() == 1 && reachable(model).is_none() {
+            // Two scans cannot tell what is hot. If it is nothing, holding it
+            // back costs nothing; if it is all, sending it again is for nothing.
+            let found = model.last().map_or(PageCount(0), |round| round.dirty);
+            return Next { hold_back: model.time_for(found) >= LONG_ENOUGH, ..sending };
+        }
         let hot = model.rest().0 as f64 * model.hot_share();
-        if !model.goal().hold_back || hot < FEW as f64 {
+        if hot < FEW as f64 {
             return sending;
         }
         let (left, held, time) = model.after_holding(self.throttle);
@@ -196,8 +207,11 @@ impl TargetDriven {
 
     fn again(&mut self, next: Next, mut why: String) -> Decision {
         if next.hold_back {
-            let held = words::pages(next.held);
-            why = format!("{why}; {held} are dirtied again and again and wait for the end");
+            let held = match next.held {
+                PageCount(0) => "pages that it finds dirty once more".into(),
+                held => words::pages(held),
+            };
+            why = format!("{why}; {held} wait for the end");
         }
         self.holding = next.hold_back;
         Decision::CopyAgain { hold_back: next.hold_back, why }
