@@ -9,14 +9,11 @@ use std::process::{Child, Stdio};
 use anyhow::{Context as _, Result};
 
 use super::Baseline;
-use super::berth::{self, DIR, NET, shell};
+use super::berth::{self, Copy, DIR, NET, PAGES as PORT, shell};
 use crate::lab::Host;
 use crate::rig::Rig;
 use crate::run::Load;
 use crate::workload::redis;
-
-/// Where pages are served.
-const PORT: &str = "9027";
 
 /// CRIU, one way or the other.
 pub(super) struct Criu {
@@ -34,26 +31,25 @@ impl Criu {
         Criu { lazy: true, serving: Vec::new() }
     }
 
-    /// Starts a program that goes on while others run, and waits until the
-    /// line of shell `ready` succeeds.
-    fn serve(&mut self, host: &Host, line: &str, ready: &str) -> Result<()> {
-        let mut command = host.command(&["sh", "-ec", line]);
+    /// Starts a program that goes on while others run.
+    fn serve(&mut self, host: &Host, line: &str) -> Result<()> {
+        let mut command = host.command(&["sh", "-ec", &format!("exec {line}")]);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         self.serving.push(child.context("starting CRIU")?);
-        let wait = format!("for n in $(seq 1500); do {ready} && exit 0; sleep 0.004; done; exit 1");
-        shell(host, &wait).map(|_| ())
+        Ok(())
     }
 
     fn with_page_server(&mut self, a: &Host, b: &Host, tell: &mut dyn FnMut(&str)) -> Result<()> {
         let address = b.address();
-        let server = format!("exec criu page-server -D {DIR}/img -o server.log --port {PORT}");
-        let listens = format!("ss -Hltn 'sport = :{PORT}' | grep -q .");
-        self.serve(b, &server, &listens).context("CRIU's page server does not listen")?;
+        let images = format!("{DIR}/img");
+        let copy = Copy::to(b, &images)?;
+        self.serve(b, &format!("criu page-server -D {images} -o server.log --port {PORT}"))?;
+        berth::listens(b, PORT).context("CRIU's page server does not listen")?;
         tell("freeze");
         let pages = format!("--page-server --address {address} --port {PORT}");
         shell(a, &dump(&pages)).map_err(|e| told(e, a, "dump.log"))?;
         berth::down(a)?;
-        berth::copy((a, &format!("{DIR}/img")), (b, &format!("{DIR}/img")))?;
+        copy.send(a, &images)?;
         berth::up(b)?;
         shell(b, &restore("")).map_err(|e| told(e, b, "restore.log"))?;
         Ok(())
@@ -61,20 +57,22 @@ impl Criu {
 
     fn with_lazy_pages(&mut self, a: &Host, b: &Host, tell: &mut dyn FnMut(&str)) -> Result<()> {
         let address = a.address();
+        let images = format!("{DIR}/img");
+        let copy = Copy::to(b, &images)?;
         tell("freeze");
         let pages = format!("--lazy-pages --address 0.0.0.0 --port {PORT}");
-        let listens = format!("ss -Hltn 'sport = :{PORT}' | grep -q .");
         // It listens when everything else is written, and stays to serve.
-        let dumped = self.serve(a, &format!("exec {}", dump(&pages)), &listens);
-        dumped.map_err(|e| told(e, a, "dump.log"))?;
+        self.serve(a, &dump(&pages))?;
+        berth::listens(a, PORT).map_err(|e| told(e, a, "dump.log"))?;
         berth::down(a)?;
-        berth::copy((a, &format!("{DIR}/img")), (b, &format!("{DIR}/img")))?;
+        copy.send(a, &images)?;
         berth::up(b)?;
         let daemon = format!(
-            "cd {DIR}/img; exec criu lazy-pages -D {DIR}/img -W {DIR}/img -o lazy.log \
-             --page-server --address {address} --port {PORT}"
+            "criu lazy-pages -D {images} -W {images} -o lazy.log --page-server --address {address} \
+             --port {PORT}"
         );
-        self.serve(b, &daemon, &format!("test -S {DIR}/img/lazy-pages.socket"))
+        self.serve(b, &daemon)?;
+        berth::until(b, &format!("test -S {images}/lazy-pages.socket"))
             .map_err(|e| told(e, b, "lazy.log"))?;
         shell(b, &restore("--lazy-pages")).map_err(|e| told(e, b, "restore.log"))?;
         tell("drain");
@@ -115,13 +113,15 @@ impl Baseline for Criu {
         self.clean(rig);
         let ip = berth::make(rig)?;
         let words: Vec<String> = redis::COMMAND.iter().map(|w| format!("'{w}'")).collect();
-        let command = words.join(" ");
-        // No terminal and no files: what CRIU could not find over there.
+        // No terminal, and no file that was opened on the other side of the
+        // host's walls: CRIU could not say what it is.
         let line = format!(
-            "cd /; setsid nsenter --net=/run/netns/{NET} {command} </dev/null >/dev/null 2>&1 & \
-             echo $! >{DIR}/started"
+            "cd /; for f in /proc/self/fd/*; do n=${{f##*/}}; \
+             if [ $n -gt 2 ]; then eval \"exec $n>&-\"; fi; done; \
+             setsid nsenter --net=/run/netns/{NET} {} </dev/null >/dev/null 2>&1 &",
+            words.join(" ")
         );
-        shell(rig.host("a")?, &line)?;
+        rig.host("a")?.run(&["bash", "-ec", &line])?;
         Ok(SocketAddr::from((ip, redis::PORT)))
     }
 
