@@ -146,22 +146,25 @@ impl Baseline for Criu {
     }
 }
 
+/// The process' network is prepared by us and is not CRIU's to dump or to
+/// restore; CRIU itself, and the pages it serves, are in the host's.
 fn dump(pages: &str) -> String {
     format!(
-        "nsenter --net=/run/netns/{NET} criu dump -t $(ip netns pids {NET} | head -n 1) -D {DIR}/img \
-         -o dump.log -v1 --tcp-established {pages}"
+        "criu dump -t $(ip netns pids {NET} | head -n 1) -D {DIR}/img -o dump.log -v1 \
+         --tcp-established --external net[$(stat -L -c %i /run/netns/{NET})]:{NET} {pages}"
     )
 }
 
 fn restore(pages: &str) -> String {
     format!(
-        "nsenter --net=/run/netns/{NET} criu restore -D {DIR}/img -o restore.log -v1 -d \
-         --tcp-established {pages} </dev/null >/dev/null 2>&1"
+        "exec 9</run/netns/{NET}; criu restore -D {DIR}/img -o restore.log -v1 -d \
+         --tcp-established --inherit-fd fd[9]:{NET} {pages} </dev/null >/dev/null 2>&1"
     )
 }
 
 /// An error with the end of CRIU's log.
 fn told(error: anyhow::Error, host: &Host, log: &str) -> anyhow::Error {
-    let said = shell(host, &format!("tail -n 3 {DIR}/img/{log}")).unwrap_or_default();
+    let said = shell(host, &format!("grep Error {DIR}/img/{log} | grep -v RLIMIT | tail -n 3"));
+    let said = said.unwrap_or_default();
     error.context(format!("CRIU said: {}", said.trim()))
 }
