@@ -1,4 +1,4 @@
-//! CRIU alone, moving a plain process: with its page server (memory is written
+//! CRIU alone, moving a plain process: with images, with its page server (memory is written
 //! straight into the target's memory file system while the process is frozen),
 //! or with lazy pages (the process is restored without its memory, which
 //! follows from the source: post-copy).
@@ -15,20 +15,35 @@ use crate::rig::Rig;
 use crate::run::Load;
 use crate::workload::redis;
 
+/// How memory gets to the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// In images, copied when all is dumped.
+    Images,
+    /// Through the page server, while it is dumped.
+    PageServer,
+    /// After the restore.
+    Lazy,
+}
+
 /// CRIU, one way or the other.
 pub(super) struct Criu {
-    lazy: bool,
+    how: How,
     /// Programs that serve pages; they end by themselves when all is served.
     serving: Vec<Child>,
 }
 
 impl Criu {
+    pub(super) fn images() -> Criu {
+        Criu { how: How::Images, serving: Vec::new() }
+    }
+
     pub(super) fn page_server() -> Criu {
-        Criu { lazy: false, serving: Vec::new() }
+        Criu { how: How::PageServer, serving: Vec::new() }
     }
 
     pub(super) fn lazy_pages() -> Criu {
-        Criu { lazy: true, serving: Vec::new() }
+        Criu { how: How::Lazy, serving: Vec::new() }
     }
 
     /// Starts a program that goes on while others run.
@@ -39,19 +54,25 @@ impl Criu {
         Ok(())
     }
 
-    fn with_page_server(&mut self, a: &Host, b: &Host, tell: &mut dyn FnMut(&str)) -> Result<()> {
+    /// All is frozen until all is there: with images alone, or with memory sent
+    /// ahead of them to the page server.
+    fn at_once(&mut self, a: &Host, b: &Host, tell: &mut dyn FnMut(&str)) -> Result<()> {
         let address = b.address();
         let images = format!("{DIR}/img");
         let copy = Copy::to(b, &images)?;
-        self.serve(b, &format!("criu page-server -D {images} -o server.log --port {PORT}"))?;
-        berth::listens(b, PORT).context("CRIU's page server does not listen")?;
+        let mut pages = String::new();
+        if self.how == How::PageServer {
+            self.serve(b, &format!("criu page-server -D {images} -o server.log --port {PORT}"))?;
+            berth::listens(b, PORT).context("CRIU's page server does not listen")?;
+            pages = format!("--page-server --address {address} --port {PORT}");
+        }
         tell("freeze");
-        let pages = format!("--page-server --address {address} --port {PORT}");
         shell(a, &dump(&pages)).map_err(|e| told(e, a, "dump.log"))?;
         berth::down(a)?;
         copy.send(a, &images)?;
         berth::up(b)?;
         shell(b, &restore("")).map_err(|e| told(e, b, "restore.log"))?;
+        tell("drain");
         Ok(())
     }
 
@@ -85,15 +106,23 @@ impl Criu {
 
 impl Baseline for Criu {
     fn name(&self) -> &'static str {
-        if self.lazy { "criu-lazy-pages" } else { "criu-page-server" }
+        match self.how {
+            How::Images => "criu-images",
+            How::PageServer => "criu-page-server",
+            How::Lazy => "criu-lazy-pages",
+        }
     }
 
     fn describe(&self) -> &'static str {
-        if self.lazy {
-            "criu dump --lazy-pages, metadata copied, criu restore --lazy-pages; a plain process"
-        } else {
-            "criu dump --page-server into tmpfs on the target, metadata copied, criu restore; a plain \
-             process"
+        match self.how {
+            How::Images => "criu dump into tmpfs, all of it copied, criu restore; a plain process",
+            How::PageServer => {
+                "criu dump --page-server into tmpfs on the target, metadata copied, criu restore; a \
+                 plain process"
+            }
+            How::Lazy => {
+                "criu dump --lazy-pages, metadata copied, criu restore --lazy-pages; a plain process"
+            }
         }
     }
 
@@ -127,12 +156,9 @@ impl Baseline for Criu {
 
     fn migrate(&mut self, rig: &Rig, tell: &mut dyn FnMut(&str)) -> Result<()> {
         let (a, b) = (rig.host("a")?, rig.host("b")?);
-        if self.lazy {
-            self.with_lazy_pages(a, b, tell)
-        } else {
-            self.with_page_server(a, b, tell)?;
-            tell("drain");
-            Ok(())
+        match self.how {
+            How::Lazy => self.with_lazy_pages(a, b, tell),
+            How::Images | How::PageServer => self.at_once(a, b, tell),
         }
     }
 

@@ -62,6 +62,7 @@ pub fn all() -> Vec<Box<dyn Baseline>> {
     vec![
         Box::new(docker::Checkpoint),
         Box::new(runc::CheckpointRestore),
+        Box::new(criu::Criu::images()),
         Box::new(criu::Criu::page_server()),
         Box::new(criu::Criu::lazy_pages()),
     ]
