@@ -6,6 +6,7 @@
 //! peers for nothing: it is ready on the target before the clock runs.
 
 use std::net::Ipv4Addr;
+use std::process::{Child, Stdio};
 
 use anyhow::{Context as _, Result};
 
@@ -21,6 +22,9 @@ pub(super) const DIR: &str = "/run/peer";
 
 /// The workload's hardware address on either host.
 const MAC: &str = "02:42:0a:5a:00:80";
+
+/// The port over which CRIU serves pages.
+pub(super) const PAGES: &str = "9027";
 
 /// The port over which images are copied.
 const COPY: &str = "9028";
@@ -48,9 +52,21 @@ pub(super) fn make(rig: &Rig) -> Result<Ipv4Addr> {
     Ok(ip)
 }
 
+/// Ends whoever still listens for pages or images: a peer that failed leaves
+/// its other end waiting.
+pub(super) fn hang_up(host: &Host) {
+    let line = format!(
+        "for p in $(ss -Hltnp \"sport = :{COPY} or sport = :{PAGES}\" | \
+         grep -o 'pid=[0-9]*' | cut -d = -f 2); do kill -9 $p; done; true"
+    );
+    // That nobody does is the usual case.
+    let _ = shell(host, &line);
+}
+
 /// Removes it, as far as it is there.
 pub(super) fn remove(rig: &Rig) {
     for host in rig.lab().hosts() {
+        hang_up(host);
         let line = format!(
             "for p in $(ip netns pids {NET} 2>/dev/null); do kill -9 $p; done; \
              ip netns del {NET} 2>/dev/null; umount {DIR}/img 2>/dev/null; rm -rf {DIR}; true"
@@ -71,24 +87,46 @@ pub(super) fn down(host: &Host) -> Result<()> {
     shell(host, &format!("ip netns exec {NET} ip link set peer0 down")).map(|_| ())
 }
 
-/// Copies a folder from one host into a folder of another, over their link.
-pub(super) fn copy(from: (&Host, &str), to: (&Host, &str)) -> Result<()> {
-    let ((from, source), (to, target)) = (from, to);
-    let address = to.address();
-    std::thread::scope(|scope| {
-        let receive = format!(
-            "mkdir -p {target}; busybox nc -l -p {COPY} </dev/null | tar -x -C {target} -f -"
-        );
-        let receiver = scope.spawn(move || shell(to, &receive));
-        // Until the other end listens there is nobody to send to.
-        let listens = format!(
-            "for n in $(seq 500); do ss -Hltn 'sport = :{COPY}' | grep -q . && exit 0; sleep 0.004; done; \
-             exit 1"
-        );
-        shell(to, &listens).context("the copy's other end does not listen")?;
-        let send = format!("tar -c -C {source} -f - . | busybox nc -w 30 {address} {COPY}");
-        shell(from, &send).context("sending images")?;
-        let received = receiver.join().map_err(|_| anyhow::anyhow!("the copy's thread died"))?;
-        received.context("receiving images").map(|_| ())
-    })
+/// Takes one connection and writes what comes over it to standard output.
+const RECEIVER: &str = "import socket,sys,shutil; s=socket.create_server(('',int(sys.argv[1]))); \
+                        c,_=s.accept(); shutil.copyfileobj(c.makefile('rb'),sys.stdout.buffer,1<<20)";
+
+/// The receiving end of a copy, which listens before the clock runs.
+pub(super) struct Copy<'a> {
+    to: &'a Host,
+    receiver: Child,
+}
+
+impl<'a> Copy<'a> {
+    /// Waits for a folder's content on `to`, for `target`.
+    pub(super) fn to(to: &'a Host, target: &str) -> Result<Copy<'a>> {
+        let line = format!("mkdir -p {target}; python3 -c \"$1\" {COPY} | tar -x -C {target} -f -");
+        let mut command = to.command(&["sh", "-ec", &line, "sh", RECEIVER]);
+        let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let receiver = command.spawn().context("starting the copy's other end")?;
+        listens(to, COPY).context("the copy's other end does not listen")?;
+        Ok(Copy { to, receiver })
+    }
+
+    /// Sends a folder's content, over the link between the two hosts.
+    pub(super) fn send(self, from: &Host, source: &str) -> Result<()> {
+        let address = self.to.address();
+        let line = format!("tar -c -C {source} -f - . >/dev/tcp/{address}/{COPY}");
+        from.run(&["bash", "-ec", &line]).context("sending images")?;
+        let received = self.receiver.wait_with_output().context("receiving images")?;
+        let said = String::from_utf8_lossy(&received.stderr);
+        anyhow::ensure!(received.status.success(), "receiving images: {}", said.trim());
+        Ok(())
+    }
+}
+
+/// Waits, six seconds at most, until somebody listens on this port.
+pub(super) fn listens(host: &Host, port: &str) -> Result<()> {
+    until(host, &format!("ss -Hltn 'sport = :{port}' | grep -q ."))
+}
+
+/// Waits, six seconds at most, until a line of shell succeeds.
+pub(super) fn until(host: &Host, line: &str) -> Result<()> {
+    let wait = format!("for n in $(seq 1500); do {line} && exit 0; sleep 0.004; done; exit 1");
+    shell(host, &wait).map(|_| ())
 }

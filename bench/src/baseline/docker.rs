@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result};
 
 use super::Baseline;
-use super::berth::{self, DIR, shell};
+use super::berth::{self, Copy, DIR, shell};
 use crate::lab::Host;
 use crate::rig::{NETWORK, Rig};
 use crate::run::{Load, container};
@@ -65,10 +65,11 @@ impl Baseline for Checkpoint {
 
     fn migrate(&mut self, rig: &Rig, tell: &mut dyn FnMut(&str)) -> Result<()> {
         let (a, b) = (rig.host("a")?, rig.host("b")?);
+        let folder = |host| Ok::<_, anyhow::Error>(format!("{}/checkpoints/moved", home(host)?));
+        let (source, copy) = (folder(a)?, Copy::to(b, &folder(b)?)?);
         tell("freeze");
         a.run(&["docker", "checkpoint", "create", NAME, "moved"]).context("docker checkpoint")?;
-        let folder = |host| Ok::<_, anyhow::Error>(format!("{}/checkpoints/moved", home(host)?));
-        berth::copy((a, &folder(a)?), (b, &folder(b)?))?;
+        copy.send(a, &source)?;
         b.run(&["docker", "start", "--checkpoint", "moved", NAME]).context("docker start")?;
         tell("drain");
         Ok(())
@@ -76,6 +77,7 @@ impl Baseline for Checkpoint {
 
     fn clean(&mut self, rig: &Rig) {
         for host in rig.lab().hosts() {
+            berth::hang_up(host);
             let line = format!(
                 "docker rm --force --volumes {NAME} >/dev/null 2>&1; \
                  if [ -e {DIR}/conf ]; then rm -rf /etc/criu/runc.conf {DIR}; fi; true"

@@ -2,7 +2,7 @@
 //! documentation says, so that the bench can say where blip stands.
 //!
 //! Each is a file with one [`Baseline`]. A peer gets what it needs and cannot
-//! do itself: an address that exists on both hosts ([`berth`]), prepared on the
+//! do itself: an address that exists on both hosts (`berth`), prepared on the
 //! target before the clock runs, and a copy of its images over the same link
 //! that blip uses. It is not given what would be blip's own work, such as
 //! rounds of pre-copy it does not have.
@@ -62,6 +62,7 @@ pub fn all() -> Vec<Box<dyn Baseline>> {
     vec![
         Box::new(docker::Checkpoint),
         Box::new(runc::CheckpointRestore),
+        Box::new(criu::Criu::images()),
         Box::new(criu::Criu::page_server()),
         Box::new(criu::Criu::lazy_pages()),
     ]

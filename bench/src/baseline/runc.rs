@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result};
 
 use super::Baseline;
-use super::berth::{self, DIR, NET, shell};
+use super::berth::{self, Copy, DIR, NET, shell};
 use crate::lab::Host;
 use crate::rig::Rig;
 use crate::run::Load;
@@ -53,13 +53,14 @@ impl Baseline for CheckpointRestore {
     fn migrate(&mut self, rig: &Rig, tell: &mut dyn FnMut(&str)) -> Result<()> {
         let (a, b) = (rig.host("a")?, rig.host("b")?);
         let image = format!("{DIR}/img");
+        let copy = Copy::to(b, &image)?;
         tell("freeze");
         let dump = format!(
             "runc checkpoint --image-path {image} --work-path {DIR} --tcp-established {NAME}"
         );
         shell(a, &dump).with_context(|| log_of(a, "dump.log"))?;
         berth::down(a)?;
-        berth::copy((a, &image), (b, &image))?;
+        copy.send(a, &image)?;
         berth::up(b)?;
         let restore = format!(
             "runc restore --image-path {image} --work-path {DIR} --bundle {DIR}/bundle \

@@ -93,7 +93,8 @@ fn revision(here: &Environment) -> &str {
 /// What took part, once each.
 fn versions(bench: &Bench) -> Option<String> {
     let reports = bench.groups.iter().flat_map(|g| &g.arms).flat_map(|a| &a.samples);
-    let versions = reports.filter_map(|s| Some(&s.migration.as_ref()?.versions)).next_back()?;
+    let own = reports.filter(|s| s.peer.is_none());
+    let versions = own.filter_map(|s| Some(&s.migration.as_ref()?.versions)).next_back()?;
     Some(format!(
         "blip {}, Docker {}, CRIU {}, runc {}",
         versions.blip, versions.docker, versions.criu, versions.runc

@@ -225,7 +225,11 @@ impl Tally {
                     .predicted
                     .map_or(String::new(), |p| format!(" (predicted {:.0} ms)", p.downtime_ms));
                 let (downtime, total) = (report.downtime_ms, report.total_ms / 1e3);
-                format!("gap {gap:.0} ms, downtime {downtime:.0} ms{predicted}, total {total:.1} s")
+                let downtime = match sample.peer {
+                    None => format!(", downtime {downtime:.0} ms{predicted}"),
+                    Some(_) => String::new(),
+                };
+                format!("gap {gap:.0} ms{downtime}, total {total:.1} s")
             }
             Ended::Kept => "kept on the source".to_owned(),
             Ended::InDoubt => "IN DOUBT".to_owned(),

@@ -17,6 +17,7 @@
 //! one is not repeated when the bench is started again; what a client saw comes
 //! from the probe alone; nothing is subtracted from anything.
 
+mod cable;
 mod command;
 pub mod environment;
 mod noise;

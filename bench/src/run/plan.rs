@@ -356,6 +356,15 @@ mod tests {
     }
 
     #[test]
+    fn the_plans_that_are_published_make_sense() {
+        for text in
+            [include_str!("../../plans/goals.toml"), include_str!("../../plans/methods.toml")]
+        {
+            assert!(Plan::parse(text).expect(text).cells().len() >= 100);
+        }
+    }
+
+    #[test]
     fn links_have_one_name() {
         for (text, name) in
             [("unshaped", "unshaped"), ("1000 Mbit", "1gbit"), ("100mbit", "100mbit")]

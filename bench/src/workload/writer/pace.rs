@@ -1,7 +1,7 @@
 //! How many pages may be written now: a token bucket. Pure, time is an
 //! argument.
 //!
-//! **Invariant**: after a standstill, however long, at most [`DEPTH`] worth of
+//! **Invariant**: after a standstill, however long, at most `DEPTH` worth of
 //! writes is made up for. A container that was frozen goes on at its rate and
 //! does not burst, so the rate after a migration is the rate before it.
 
