@@ -47,7 +47,9 @@ fn build(me: &Path) -> Result<()> {
     };
     let profile = me.parent().and_then(Path::file_name).unwrap_or_default();
     let mut build = Command::new(cargo);
-    build.current_dir(package).args(["build", "--quiet", "--package", "blip-engine"]);
+    // With this package beside it the features of all dependencies are those
+    // this program was built with: nothing is built twice.
+    build.current_dir(package).args(["build", "--quiet", "--workspace", "--bin", "blip"]);
     if profile == "release" {
         build.arg("--release");
     }
