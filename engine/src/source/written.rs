@@ -307,10 +307,12 @@ struct Ring {
 
 impl Ring {
     fn open() -> io::Result<Self> {
-        let mounted = Mounted::tracing()?;
+        // Hosts in namespaces number their processes alike.
+        let random = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+        let name = format!("blip-{}-{}", std::process::id(), random.trim());
+        let mounted = Mounted::tracing(&name)?;
         let rings = mounted.0.join("instances");
         remove_abandoned(&rings);
-        let name = format!("blip-{}", std::process::id());
         let ring = rings.join(&name);
         fs::create_dir(&ring)?;
         let begin = || {
@@ -357,8 +359,9 @@ impl Drop for Ring {
 fn remove_abandoned(rings: &Path) {
     for entry in fs::read_dir(rings).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix("blip-"));
-        // Another host of the same machine may number its processes alike.
+        let rest = name.to_str().and_then(|name| name.strip_prefix("blip-"));
+        let pid = rest.and_then(|rest| rest.split('-').next());
+        // One that is in use, by a process we do not see, stays.
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             let _ = fs::remove_dir(entry.path());
         }
@@ -369,8 +372,8 @@ fn remove_abandoned(rings: &Path) {
 struct Mounted(PathBuf);
 
 impl Mounted {
-    fn tracing() -> io::Result<Self> {
-        let at = PathBuf::from(format!("{MOUNT}-{}", std::process::id()));
+    fn tracing(name: &str) -> io::Result<Self> {
+        let at = Path::new(MOUNT).join(name);
         fs::create_dir_all(&at)?;
         let kind = Some("tracefs");
         let done = mount(kind, &at, kind, MsFlags::empty(), None::<&str>);
