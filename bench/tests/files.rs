@@ -158,6 +158,13 @@ impl Pair {
         }
     }
 
+    /// Starts a container on the source with an address of its own: each
+    /// host's Docker gives addresses without regard to the other.
+    fn run_at(&self, number: u8, name: &str, image: &str) {
+        let ip = self.hosts.lab.container_address(number);
+        self.hosts.run(name, &format!("--network blipnet --ip {ip}"), image, &TICKER);
+    }
+
     fn sh(&self, host: &Host, script: &str) -> String {
         host.run(&["sh", "-c", script]).expect("sh").trim().to_owned()
     }
@@ -223,14 +230,14 @@ fn an_image_that_the_target_lacks_is_shipped_once() {
     let id = pair.hosts.inspect(a, "made/here:v1", ".Id");
 
     // The upper layer only: the lower one is there under another name.
-    pair.hosts.run("one", "--network blipnet", "made/here:v1", &TICKER);
+    pair.run_at(1, "one", "made/here:v1");
     let report = pair.migrate(a, b, &["one"]);
     assert_eq!(pair.hosts.inspect(b, "made/here:v1", ".Id"), id);
     assert_eq!(pair.hosts.inspect(b, "one", ".Image"), id);
     let sent = report["bytes_sent"].as_u64().expect("bytes");
     assert!((size..size * 5 / 4).contains(&sent), "{sent} bytes for {size}");
     // Now it is there.
-    pair.hosts.run("two", "--network blipnet", "made/here:v1", &TICKER);
+    pair.run_at(2, "two", "made/here:v1");
     let report = pair.migrate(a, b, &["two", "--rename", "second"]);
     let sent = report["bytes_sent"].as_u64().expect("bytes");
     assert!(sent < size / 4, "{sent} bytes for nothing");
@@ -243,7 +250,7 @@ fn an_image_that_the_target_lacks_is_shipped_once() {
     pair.docker(b, "rmi -f made/here:v1 blip/python:latest");
     pair.docker(b, "tag blip/busybox:latest made/here:v1");
     let foreign = pair.hosts.inspect(b, "made/here:v1", ".Id");
-    pair.hosts.run("three", "--network blipnet", "made/here:v1", &TICKER);
+    pair.run_at(3, "three", "made/here:v1");
     pair.migrate(a, b, &["three"]);
     assert_eq!(pair.hosts.inspect(b, "three", ".Image"), id);
     assert_eq!(pair.hosts.inspect(b, "made/here:v1", ".Id"), foreign);

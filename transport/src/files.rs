@@ -43,7 +43,7 @@ mod xattr;
 pub use apply::{Applied, Apply, ApplyError, ApplyOptions, Room};
 pub use manifest::Manifest;
 pub use path::{Exclude, RelPath};
-pub use scan::{Marks, Pace, RoundTotals, ScanError, Scanner, Sent, Tree};
+pub use scan::{Marks, Pace, RoundTotals, ScanError, Scanner, Sent, Tree, WriteLog};
 pub use wire::{Sink, WireError};
 
 /// Size of the blocks in which a file's content is compared, in bytes.

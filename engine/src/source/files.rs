@@ -2,10 +2,11 @@
 //! of its mounts is copied, each as a tree of its own.
 
 use super::subject::Subject;
+use super::written::{TreeLog, Written};
 use crate::mounts::Origin;
 use crate::target::stage::docker_own;
 use blip_transport::files::{
-    Exclude, Manifest, Marks, Pace, RoundTotals, ScanError, Scanner, Tree,
+    Exclude, Manifest, Marks, Pace, RoundTotals, ScanError, Scanner, Tree, WriteLog,
 };
 use blip_transport::link::LinkError;
 use blip_transport::link::quic::{Connection, Priority, StreamKind};
@@ -90,6 +91,8 @@ struct Outgoing {
     scanner: Scanner,
     known: Manifest,
     next: Round,
+    /// What was written to large files, where that can be known.
+    log: Option<TreeLog>,
 }
 
 /// What a round of all trees came to.
@@ -117,17 +120,21 @@ impl FilesRound {
 impl Trees {
     /// The trees of `subject`, of which the target has nothing yet.
     pub fn open(subject: &Subject) -> Result<Self, FilesError> {
+        let written = Written::listen().inspect_err(|error| {
+            tracing::info!("large files that change are read whole: {error}");
+        });
         let mut all = Vec::new();
-        let mut add = |id, scanner| {
-            all.push(Outgoing { id, scanner, known: Manifest::empty(), next: Round(0) });
+        let mut add = |id, scanner, root: &Path| {
+            let log = written.as_ref().ok().and_then(|written| written.of(root));
+            all.push(Outgoing { id, scanner, known: Manifest::empty(), next: Round(0), log });
         };
         if let Some(upper) = &subject.upper {
             let exclude = docker_own(&subject.bundle.mounted);
-            add(LAYER, Scanner::open(upper, Tree::Upper(Marks::Trusted), exclude)?);
+            add(LAYER, Scanner::open(upper, Tree::Upper(Marks::Trusted), exclude)?, upper);
         }
         for planned in &subject.plan.mounts {
             let Some(id) = planned.mount.tree else { continue };
-            add(id, scanner(&planned.mount.origin, &planned.path)?);
+            add(id, scanner(&planned.mount.origin, &planned.path)?, &planned.path);
         }
         Ok(Self { all, streams: 0 })
     }
@@ -186,7 +193,8 @@ impl Outgoing {
         let (frames, mut out) = mpsc::channel::<Bytes>(4);
         let scanning = tokio::task::spawn_blocking(move || {
             let mut sink = |frame: Bytes| frames.blocking_send(frame).map_err(io::Error::other);
-            let sent = self.scanner.round(&self.known, pace, &mut sink);
+            let log = self.log.as_mut().map(|log| log as &mut dyn WriteLog);
+            let sent = self.scanner.round_with(&self.known, pace, log, &mut sink);
             sent.map(|sent| {
                 self.known = sent.manifest;
                 (self, sent.totals)

@@ -15,6 +15,7 @@ pub mod pump;
 pub mod resolve;
 pub mod subject;
 pub mod volumes;
+pub mod written;
 
 use crate::docker::Docker;
 use crate::event::{

@@ -19,6 +19,8 @@ use std::sync::Arc;
 pub(super) struct Before<'a> {
     pub(super) size: u64,
     pub(super) blocks: &'a Blocks,
+    /// Where it was written to since; anywhere, if nobody knows.
+    pub(super) written: Option<Vec<Range<u64>>>,
 }
 
 /// Which side failed.
@@ -76,6 +78,7 @@ impl<'a, 'w> Outgoing<'a, 'w> {
         block: &mut Block,
     ) -> Result<Blocks, ContentError> {
         let known = self.before.as_ref().map(|before| before.blocks.clone()).unwrap_or_default();
+        let touched = self.touched();
         let mut known = known.iter().peekable();
         let mut now = Vec::new();
         let mut extents = Extents { file, size: self.size, current: 0..0 };
@@ -87,6 +90,12 @@ impl<'a, 'w> Outgoing<'a, 'w> {
                 self.hole(gone * BLOCK, BLOCK)?;
             }
             let same = known.next_if(|(k, _)| *k == number).map(|(_, digest)| digest);
+            if let Some(digest) =
+                same.filter(|_| touched.as_ref().is_some_and(|touched| !touched.has(number)))
+            {
+                now.push((number, *digest));
+                continue;
+            }
             block.read(number, &mut extents)?;
             self.read += block.bytes();
             if block.extents.is_empty() {
@@ -106,6 +115,17 @@ impl<'a, 'w> Outgoing<'a, 'w> {
             self.hole(gone * BLOCK, BLOCK)?;
         }
         Ok(Arc::new(now))
+    }
+
+    /// The blocks that have to be read; all, if that is not known.
+    fn touched(&self) -> Option<Written> {
+        let before = self.before.as_ref()?;
+        let mut ranges = before.written.clone()?;
+        if before.size != self.size {
+            // Where it ends, or ended, a block has another extent.
+            ranges.extend([before.size, self.size].map(|end| end.saturating_sub(1)..end + 1));
+        }
+        Some(Written::new(&ranges))
     }
 
     /// Ends a file that was begun with its metadata.
@@ -151,6 +171,30 @@ impl<'a, 'w> Outgoing<'a, 'w> {
             self.hole(base + end as u64, BLOCK - end as u64)?;
         }
         Ok(())
+    }
+}
+
+/// Blocks that were written to.
+struct Written(Vec<Range<u64>>);
+
+impl Written {
+    fn new(ranges: &[Range<u64>]) -> Self {
+        let whole = |range: &Range<u64>| range.start / BLOCK..range.end.div_ceil(BLOCK);
+        let mut blocks: Vec<_> = ranges.iter().filter(|r| !r.is_empty()).map(whole).collect();
+        blocks.sort_unstable_by_key(|range| range.start);
+        blocks.dedup_by(|next, last| {
+            let joined = next.start <= last.end;
+            if joined {
+                last.end = last.end.max(next.end);
+            }
+            joined
+        });
+        Self(blocks)
+    }
+
+    fn has(&self, block: u64) -> bool {
+        let after = self.0.partition_point(|range| range.end <= block);
+        self.0.get(after).is_some_and(|range| range.start <= block)
     }
 }
 
@@ -246,5 +290,18 @@ impl Extents<'_> {
             self.current = start..end;
         }
         Ok(Some(self.current.start.max(from)..self.current.end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_written_makes_its_block_written() {
+        let ranges = [3 * BLOCK - 1..3 * BLOCK + 1, 0..1, 5 * BLOCK..7 * BLOCK, 9..9];
+        let written = Written::new(&ranges);
+        let blocks: Vec<u64> = (0..9).filter(|block| written.has(*block)).collect();
+        assert_eq!(blocks, [0, 2, 3, 5, 6]);
     }
 }

@@ -26,7 +26,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::time::ClockId;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use walk::Walk;
 
@@ -139,6 +140,20 @@ pub struct Sent {
     pub totals: RoundTotals,
 }
 
+/// Knows which parts of a file were written to, by whatever way.
+///
+/// **Invariant**: what is written after [`before_sync`](Self::before_sync), and
+/// what was written before and is not on disk when the synchronisation ends, is
+/// told by the next [`written`](Self::written) and by the one after it.
+pub trait WriteLog: Send {
+    /// The file system is about to be synchronised.
+    fn before_sync(&mut self);
+
+    /// Byte ranges of `file`, which is `inode`, that may differ from when this
+    /// was asked last; `None`: any may.
+    fn written(&mut self, file: BorrowedFd<'_>, inode: u64) -> Option<Vec<Range<u64>>>;
+}
+
 /// Walks one tree, round after round.
 #[derive(Debug)]
 pub struct Scanner {
@@ -190,9 +205,24 @@ impl Scanner {
         pace: Pace,
         sink: &mut dyn Sink,
     ) -> Result<Sent, ScanError> {
+        self.round_with(known, pace, None, sink)
+    }
+
+    /// The same, but reads of large files only what `log` says was written.
+    /// All rounds since `known` was empty must have had this log.
+    pub fn round_with(
+        &self,
+        known: &Manifest,
+        pace: Pace,
+        mut log: Option<&mut dyn WriteLog>,
+        sink: &mut dyn Sink,
+    ) -> Result<Sent, ScanError> {
         let root = RelPath::root;
         let fence = match pace {
             Pace::Live => {
+                if let Some(log) = &mut log {
+                    log.before_sync();
+                }
                 let fence = fence();
                 rustix::fs::syncfs(&self.root).map_err(|errno| ScanError::Io {
                     what: "synchronise the file system of",
@@ -205,7 +235,8 @@ impl Scanner {
         };
         let writer =
             FrameWriter::new(sink).map_err(|source| ScanError::Sink { path: root(), source })?;
-        Walk::new(self, known, fence, writer).run()
+        let log = log.map(|log| log as &mut dyn WriteLog);
+        Walk::new(self, known, fence, log, writer).run()
     }
 }
 

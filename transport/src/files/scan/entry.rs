@@ -11,6 +11,9 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 
+/// From this size on, in bytes, it pays to know what of a file was written.
+const LARGE: u64 = 1 << 20;
+
 impl<'a> Walk<'a, '_> {
     /// A regular file with one name.
     pub(super) fn file(
@@ -28,10 +31,11 @@ impl<'a> Walk<'a, '_> {
             let content = self.known.content_of(&path, node)?;
             (content.names.count() == 1 || node.stamp.inode == stamp.inode).then_some(content)
         });
+        let read_last = known.map(|node| node.stamp.inode);
         let digest = known.filter(|node| matches!(node.body, Body::File { .. })).map(|n| n.digest);
         let Some(located) = self.locate(dir, name)? else { return Ok(Seen::Gone) };
         let Some(fd) = self.open_regular(&located)? else { return Ok(Seen::Gone) };
-        match self.read(&fd, before, digest)? {
+        match self.read(&fd, before, read_last, digest)? {
             Read::Gone => Ok(Seen::Gone),
             Read::Whiteout => self.whiteout(stamp, known),
             Read::File { stamp, settled, digest, blocks } => {
@@ -40,11 +44,13 @@ impl<'a> Walk<'a, '_> {
         }
     }
 
-    /// Reads an open regular file and sends what differs from `before`.
+    /// Reads an open regular file and sends what differs from `before`, which
+    /// was read of the inode `read_last`.
     pub(super) fn read(
         &mut self,
         fd: &OwnedFd,
         before: Option<Content<'_>>,
+        read_last: Option<u64>,
         known: Option<Digest>,
     ) -> Result<Read, ScanError> {
         let stat = rustix::fs::fstat(fd).map_err(|errno| self.failed("look at", errno))?;
@@ -60,7 +66,15 @@ impl<'a> Walk<'a, '_> {
         }
         let path = self.here();
         let sink = |source| ScanError::Sink { path: path.clone(), source };
-        let before = before.map(|content| Before { size: content.size, blocks: content.blocks });
+        let written = match &mut self.log {
+            // Asking about a small one costs as much as reading it.
+            Some(log) if stamp.size >= LARGE => {
+                log.written(fd.as_fd(), stamp.inode).filter(|_| read_last == Some(stamp.inode))
+            }
+            _ => None,
+        };
+        let before =
+            before.map(|content| Before { size: content.size, blocks: content.blocks, written });
         let mut outgoing =
             Outgoing::new(&mut self.writer, path.clone(), stamp.size, before).map_err(sink)?;
         let blocks = outgoing.send(fd.as_fd(), &mut self.block).map_err(|error| match error {

@@ -60,7 +60,10 @@ impl<'a> Walk<'a, '_> {
         let read = if regular {
             let located = self.locate_again(inode)?;
             match located.map(|located| self.open_regular(&located)).transpose()?.flatten() {
-                Some(fd) => self.read(&fd, base.map(|(.., content)| content), known)?,
+                Some(fd) => {
+                    let read_last = base.map(|(_, node, _)| node.stamp.inode);
+                    self.read(&fd, base.map(|(.., content)| content), read_last, known)?
+                }
                 None => Read::Gone,
             }
         } else {

@@ -2,7 +2,7 @@
 
 use super::entry::{digest, still};
 use super::fresh::Fresh;
-use super::{RoundTotals, ScanError, Scanner, Sent};
+use super::{RoundTotals, ScanError, Scanner, Sent, WriteLog};
 use crate::files::content::Block;
 use crate::files::manifest::{Blocks, Body, Children, Digest, Manifest, Node, Stamp};
 use crate::files::overlay::{Tree, interpret};
@@ -24,6 +24,8 @@ pub(super) struct Walk<'a, 'w> {
     pub(super) known: &'a Manifest,
     /// Change times before it are believed; without it, none.
     pub(super) fence: Option<Time>,
+    /// What was written to large files, if somebody knows.
+    pub(super) log: Option<&'w mut dyn WriteLog>,
     pub(super) writer: FrameWriter<'w>,
     pub(super) path: Vec<u8>,
     pub(super) depth: usize,
@@ -59,12 +61,14 @@ impl<'a, 'w> Walk<'a, 'w> {
         scanner: &'a Scanner,
         known: &'a Manifest,
         fence: Option<Time>,
+        log: Option<&'w mut dyn WriteLog>,
         writer: FrameWriter<'w>,
     ) -> Self {
         Self {
             scanner,
             known,
             fence,
+            log,
             writer,
             path: Vec::new(),
             depth: 0,

@@ -1,0 +1,140 @@
+//! What is known of writes to large files is never too little: a tree that is
+//! changed in every way there is arrives whole, and cheap.
+
+use blip_engine::source::written::{TreeLog, Written};
+use blip_transport::files::{
+    Apply, ApplyOptions, Exclude, Manifest, Pace, Room, RoundTotals, Scanner, Tree, WriteLog,
+};
+use nix::fcntl::{FallocateFlags, fallocate};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+const SIZE: u64 = 16 << 20;
+const PAGE: u64 = 4096;
+
+struct Carrier {
+    scanner: Scanner,
+    known: Manifest,
+    log: TreeLog,
+}
+
+impl Carrier {
+    /// `None` where the file system's ways of writing are not known.
+    fn of(source: &Path) -> Option<Self> {
+        let log = Written::listen().expect("the kernel's account of writes").of(source)?;
+        let scanner = Scanner::open(source, Tree::Plain, Exclude::default()).expect("open");
+        Some(Self { scanner, known: Manifest::empty(), log })
+    }
+
+    fn round(&mut self, pace: Pace, target: &Path) -> RoundTotals {
+        let keep = Exclude::default();
+        let options = ApplyOptions { allow_devices: false, room: Room::UNLIMITED, keep };
+        let mut apply = Apply::open(target, options).expect("open");
+        let mut sink = |frame: bytes::Bytes| apply.frame(&frame).map_err(std::io::Error::other);
+        let log = Some(&mut self.log as &mut dyn WriteLog);
+        let sent = self.scanner.round_with(&self.known, pace, log, &mut sink).expect("a round");
+        apply.finish().expect("applied");
+        self.known = sent.manifest;
+        sent.totals
+    }
+}
+
+/// A generator whose numbers are the same each time.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % limit
+    }
+}
+
+fn open(path: &Path, flags: i32) -> File {
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).expect("open")
+}
+
+/// One change of the file, in one of the ways there are.
+fn change(path: &Path, dice: &mut Dice) {
+    let offset = dice.below(SIZE / PAGE) * PAGE;
+    let byte = dice.below(255) as u8 + 1;
+    let file = open(path, 0);
+    match dice.below(10) {
+        0..4 => {
+            file.write_all_at(&vec![byte; dice.below(9000) as usize + 1], offset).expect("write")
+        }
+        4 => {
+            #[repr(align(4096))]
+            struct Aligned([u8; PAGE as usize]);
+            let page = Aligned([byte; PAGE as usize]);
+            open(path, libc::O_DIRECT).write_all_at(&page.0, offset).expect("direct");
+        }
+        5 => {
+            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(&file, flags, offset as i64, (PAGE * 3) as i64).expect("punch");
+        }
+        6 => {
+            let flags = FallocateFlags::FALLOC_FL_COLLAPSE_RANGE;
+            if fallocate(&file, flags, (offset / 2) as i64, PAGE as i64).is_ok() {
+                file.set_len(SIZE).expect("size");
+            }
+        }
+        7 => {
+            file.set_len(SIZE - dice.below(100_000)).expect("shorter");
+            file.set_len(SIZE).expect("longer");
+        }
+        8 => file.sync_all().expect("sync"),
+        _ => {
+            let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE;
+            fallocate(&file, flags, offset as i64, (PAGE * 2) as i64).expect("zero");
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn what_is_written_in_any_way_arrives() {
+    let (source, target) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
+    let path = source.path().join("file");
+    let noise: Vec<u8> = (0..SIZE).map(|n| (n / 512 * 7 + n) as u8).collect();
+    fs::write(&path, &noise).expect("write");
+    let Some(mut carrier) = Carrier::of(source.path()) else { return };
+    carrier.round(Pace::Live, target.path());
+    let mut dice = Dice(42);
+    for round in 0..60 {
+        for _ in 0..dice.below(6) {
+            change(&path, &mut dice);
+        }
+        if round % 20 == 19 {
+            // Another file of this name.
+            let mut other = File::create(source.path().join("new")).expect("create");
+            other.write_all(&noise[round..]).expect("write");
+            other.set_len(SIZE).expect("size");
+            fs::rename(source.path().join("new"), &path).expect("rename");
+        }
+        let pace = if dice.below(4) == 0 { Pace::Frozen } else { Pace::Live };
+        carrier.round(pace, target.path());
+        let same =
+            fs::read(&path).expect("read") == fs::read(target.path().join("file")).expect("read");
+        assert!(same, "after round {round}, {pace:?}");
+    }
+}
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn one_page_of_a_large_file_costs_no_more_than_its_surroundings() {
+    let (source, target) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
+    let path = source.path().join("file");
+    fs::write(&path, vec![7; 64 << 20]).expect("write");
+    let Some(mut carrier) = Carrier::of(source.path()) else { return };
+    carrier.round(Pace::Live, target.path());
+    open(&path, 0).write_all_at(b"changed", 33 * (1 << 20) + PAGE).expect("write");
+    carrier.round(Pace::Live, target.path());
+    open(&path, 0).write_all_at(b"again", 35 * (1 << 20) + PAGE).expect("write");
+    let last = carrier.round(Pace::Frozen, target.path());
+    let same =
+        fs::read(&path).expect("read") == fs::read(target.path().join("file")).expect("read");
+    assert!(same);
+    assert!(last.read_bytes <= 8 << 20, "{} bytes were read for one page", last.read_bytes);
+}
