@@ -2,9 +2,13 @@
 
 pub mod demo;
 pub mod lab;
+pub mod plot;
 pub mod probe;
 pub mod quantity;
+pub mod report;
 pub mod rig;
 pub mod run;
+pub mod simulate;
+pub mod stats;
 pub mod vm;
 pub mod workload;

@@ -206,3 +206,191 @@ fn volumes_and_paths_move_there_and_back() {
     pair.docker(a, "stop writer");
     assert_eq!(pair.hosts.inspect(a, "writer", ".State.ExitCode"), "42");
 }
+
+/// Says something twice a second, without a sleep that a dump would cut short.
+const TICKER: [&str; 3] = ["sh", "-c", "while :; do date >>/ticks; sleep 0.2; done"];
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn an_image_that_the_target_lacks_is_shipped_once() {
+    let pair = Pair::up("image");
+    let (a, b) = (pair.hosts.a(), pair.hosts.b());
+    let size = 8 << 20;
+    pair.hosts.run("base", "", "blip/python:latest", &["sleep", "1000"]);
+    pair.sh(a, &format!("docker exec base sh -c 'head -c {size} /dev/urandom >/blob'"));
+    pair.docker(a, "commit base made/here:v1");
+    pair.docker(a, "rm -f base");
+    let id = pair.hosts.inspect(a, "made/here:v1", ".Id");
+
+    // The upper layer only: the lower one is there under another name.
+    pair.hosts.run("one", "--network blipnet", "made/here:v1", &TICKER);
+    let report = pair.migrate(a, b, &["one"]);
+    assert_eq!(pair.hosts.inspect(b, "made/here:v1", ".Id"), id);
+    assert_eq!(pair.hosts.inspect(b, "one", ".Image"), id);
+    let sent = report["bytes_sent"].as_u64().expect("bytes");
+    assert!((size..size * 5 / 4).contains(&sent), "{sent} bytes for {size}");
+    // Now it is there.
+    pair.hosts.run("two", "--network blipnet", "made/here:v1", &TICKER);
+    let report = pair.migrate(a, b, &["two", "--rename", "second"]);
+    let sent = report["bytes_sent"].as_u64().expect("bytes");
+    assert!(sent < size / 4, "{sent} bytes for nothing");
+    assert_eq!(pair.sh(b, "docker exec second cat /blob | wc -c"), size.to_string());
+
+    // All of it; and a name that means another image there is left alone.
+    for name in ["one", "second"] {
+        pair.docker(b, &format!("rm -f {name}"));
+    }
+    pair.docker(b, "rmi -f made/here:v1 blip/python:latest");
+    pair.docker(b, "tag blip/busybox:latest made/here:v1");
+    let foreign = pair.hosts.inspect(b, "made/here:v1", ".Id");
+    pair.hosts.run("three", "--network blipnet", "made/here:v1", &TICKER);
+    pair.migrate(a, b, &["three"]);
+    assert_eq!(pair.hosts.inspect(b, "three", ".Image"), id);
+    assert_eq!(pair.hosts.inspect(b, "made/here:v1", ".Id"), foreign);
+}
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn a_disk_that_is_or_becomes_full_leaves_the_container_where_it_is() {
+    let pair = Pair::up("full");
+    let (a, b) = (pair.hosts.a(), pair.hosts.b());
+    pair.sh(b, "mkdir -p /srv && mount -t tmpfs -o size=32m small /srv");
+    pair.sh(a, "mkdir -p /srv/data && head -c 64m /dev/urandom >/srv/data/big");
+    let options = "--network blipnet --volume /srv/data:/data --volume other:/other";
+    pair.hosts.run("grows", options, "blip/busybox:latest", &TICKER);
+    let words = ["grows", "--bind", "copy=/data"];
+    pair.refused(&words, &["MiB free at /srv", "need about"]);
+    let before = pair.hosts.identity("grows");
+
+    // It fits when it is looked at, and grows while it is copied.
+    pair.sh(a, "head -c 1m /dev/urandom >/srv/data/big");
+    pair.sh(a, "head -c 4m /dev/urandom >/var/lib/docker/volumes/other/_data/slow");
+    let slow = blip_transport::units::Bandwidth(2e6);
+    pair.hosts.lab.rate_limit("b", Some(slow)).expect("limit");
+    let growing = "sleep 1; for i in $(seq 64); do \
+                   head -c 1m /dev/urandom >>/srv/data/big; sleep 0.1; done";
+    let mut growing = a.command(&["sh", "-c", growing]).spawn().expect("sh");
+    let (code, _, said) = pair.try_migrate(a, b, &words);
+    pair.hosts.lab.rate_limit("b", None).expect("no limit");
+    let _ = growing.wait();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("No space left"), "{said}");
+    assert_eq!(pair.hosts.identity("grows"), before);
+    pair.hosts.source_is_clean("after a full disk", Some("grows"));
+    assert_eq!(pair.sh(b, "ls /srv"), "");
+    pair.sh(b, "umount /srv");
+    pair.hosts.target_is_empty("after a full disk");
+    assert_eq!(volumes_on(b, &pair), "");
+}
+
+/// What `docker inspect` shows and what becomes of it. `None`: it is the same.
+/// In this order of first match, by the beginning of the path.
+const FIELDS: [(&str, Option<&str>); 41] = [
+    ("Config.MacAddress", Some("kept on networks that move; Docker then shows it here, too")),
+    ("Config.Volumes", None),
+    ("Config", None),
+    ("HostConfig.AutoRemove", Some("off on the target while it arrives and after")),
+    ("HostConfig.Runtime", Some("blip stands in for runc, and passes every command on")),
+    ("HostConfig.ContainerIDFile", Some("left out: a file of `docker run`")),
+    ("HostConfig.VolumesFrom", Some("the volumes themselves are mounted instead")),
+    ("HostConfig", None),
+    ("NetworkSettings.Networks.*.IPAddress", None),
+    ("NetworkSettings.Networks.*.MacAddress", None),
+    ("NetworkSettings.Networks.*.Aliases", None),
+    ("NetworkSettings.Networks.*.Links", None),
+    ("NetworkSettings.Networks.*.IPAMConfig", None),
+    ("NetworkSettings.Networks.*.DNSNames", Some("the short ID in it is the new one")),
+    ("NetworkSettings.Networks.*.EndpointID", Some("new")),
+    ("NetworkSettings.Networks.*.NetworkID", Some("the network of this name on the target")),
+    ("NetworkSettings.Networks", None),
+    ("NetworkSettings.SandboxID", Some("new")),
+    ("NetworkSettings.SandboxKey", Some("new")),
+    ("NetworkSettings", None),
+    ("Mounts", Some("same places; anonymous volumes get new names")),
+    ("State.Pid", Some("new")),
+    ("State.StartedAt", Some("when Docker on the target began to start it")),
+    ("State.Health", Some("begins anew")),
+    ("State", None),
+    ("RestartCount", Some("0")),
+    ("Id", Some("new")),
+    ("Created", Some("when it was created on the target")),
+    ("Name", None),
+    ("Image", None),
+    ("Path", None),
+    ("Args", None),
+    ("ExecIDs", Some("sessions of docker exec stay behind")),
+    ("GraphDriver", Some("the target's own directories")),
+    ("LogPath", Some("the target's own; what was logged before comes along")),
+    ("HostnamePath", Some("the target's own")),
+    ("HostsPath", Some("the target's own")),
+    ("ResolvConfPath", Some("the target's own")),
+    ("AppArmorProfile", None),
+    ("MountLabel", None),
+    ("", None),
+];
+
+/// One container with a bit of everything.
+const EVERYTHING: &str = "--network blipnet --network-alias web --env COLOR=blue --label team=x \
+    --user 0:0 --workdir /tmp --hostname box --domainname example.org --ulimit nofile=2048:4096 \
+    --ulimit core=0 --cap-drop ALL --cap-add NET_BIND_SERVICE --security-opt no-new-privileges \
+    --device /dev/null:/dev/mine:rwm --restart on-failure:3 --health-cmd true \
+    --health-interval 1s --log-driver json-file --log-opt max-size=1m --log-opt max-file=2 \
+    --stop-signal SIGINT --stop-timeout 7 --read-only --tmpfs /tmp --init --interactive \
+    --add-host other:10.1.1.1 --dns 10.9.9.9 --dns-search lan --shm-size 32m \
+    --sysctl net.ipv4.ip_unprivileged_port_start=0 --oom-score-adj 100 --group-add 5 \
+    --publish 8080:80 --expose 90 --annotation a=b --volume named:/named --volume /anonymous \
+    --memory 200m --cpu-shares 512 --cpuset-cpus 0 --pids-limit 50";
+
+fn flat(value: &Value, path: &str, out: &mut std::collections::BTreeMap<String, Value>) {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (name, value) in fields {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                flat(value, &path, out);
+            }
+        }
+        // Left out, empty and null mean the same.
+        Value::Null => {}
+        Value::Array(all) if all.is_empty() => {}
+        Value::Object(_) => {}
+        Value::String(text) if text.is_empty() => {}
+        value => drop(out.insert(path.to_owned(), value.clone())),
+    }
+}
+
+fn fits(pattern: &str, path: &str) -> bool {
+    let (mut pattern, mut path) = (pattern.split('.'), path.split('.'));
+    pattern.all(|name| path.next().is_some_and(|p| name.is_empty() || name == "*" || name == p))
+}
+
+fn inspection(pair: &Pair, host: &Host, name: &str) -> std::collections::BTreeMap<String, Value> {
+    let text = pair.docker(host, &format!("inspect {name}"));
+    let all: Value = serde_json::from_str(&text).expect("JSON");
+    let mut fields = Default::default();
+    flat(&all[0], "", &mut fields);
+    fields
+}
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn what_docker_inspect_shows_is_as_the_table_says() {
+    let pair = Pair::up("inspect");
+    let (a, b) = (pair.hosts.a(), pair.hosts.b());
+    pair.hosts.run("all", EVERYTHING, "blip/busybox:latest", &TICKER);
+    let before = inspection(&pair, a, "all");
+    pair.migrate(a, b, &["all"]);
+    let after = inspection(&pair, b, "all");
+    let mut wrong = Vec::new();
+    for path in before.keys().chain(after.keys()).collect::<std::collections::BTreeSet<_>>() {
+        let (_, note) = FIELDS.iter().find(|(pattern, _)| fits(pattern, path)).expect("a rule");
+        let (old, new) = (before.get(path), after.get(path));
+        if old != new && note.is_none() {
+            wrong.push(format!("{path}: {old:?} became {new:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    // The table of the README.
+    for (pattern, note) in FIELDS.iter().filter(|(pattern, _)| !pattern.is_empty()) {
+        println!("| `{pattern}` | {} |", note.unwrap_or("carried"));
+    }
+}

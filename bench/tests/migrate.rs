@@ -268,11 +268,8 @@ fn what_cannot_move_is_refused_in_one_line_and_untouched() {
     refused(&hosts, &[], &["redis", "--to", "b"], &["container named 'redis'", "docker rename"]);
     hosts.docker(b, "rm redis");
 
-    hosts.run("volume", "--network blipnet --volume things:/things", busybox, &sleep);
-    refused(&hosts, &[], &["volume", "--to", "b"], &["things at /things", "without"]);
-    hosts.docker(a, "commit volume only-here");
-    hosts.run("image", "--network blipnet", "only-here", &sleep);
-    refused(&hosts, &[], &["image", "--to", "b"], &["lacks the image only-here", "docker load"]);
+    hosts.run("bound", "--network blipnet --volume /srv:/things", busybox, &sleep);
+    refused(&hosts, &[], &["bound", "--to", "b"], &["/srv at /things", "--bind copy=/things"]);
     hosts.run("terminal", "--network blipnet -t", busybox, &sleep);
     refused(&hosts, &[], &["terminal", "--to", "b"], &["terminal", "without -t"]);
     hosts.run("shared", "--network host", busybox, &sleep);

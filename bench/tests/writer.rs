@@ -1,9 +1,11 @@
 //! The memory writer as a program of its own, and the probe against it: what
 //! it holds is checked, and a page changed behind its back is found.
 
-use std::fs::OpenOptions;
+mod memory;
+
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -47,29 +49,9 @@ impl Server {
         Pid::from_raw(self.child.id() as i32)
     }
 
-    fn memory(&self) -> std::fs::File {
-        let path = format!("/proc/{}/mem", self.pid());
-        OpenOptions::new().read(true).write(true).open(path).expect("its memory")
-    }
-
-    /// Where page `number` of the writer's memory is, found by its header.
-    fn find(&self, number: u64) -> u64 {
-        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.pid())).expect("maps");
-        let memory = self.memory();
-        let mut head = [0; 40];
-        for line in maps.lines().filter(|l| l.contains("rw-p")) {
-            let range = line.split(' ').next().expect("a range");
-            let (from, to) = range.split_once('-').expect("a range");
-            let parse = |hex| u64::from_str_radix(hex, 16).expect("hexadecimal");
-            for at in (parse(from)..parse(to)).step_by(4096) {
-                let read = memory.read_exact_at(&mut head, at);
-                let word = |n: usize| u64::from_le_bytes(head[n * 8..][..8].try_into().expect("8"));
-                if read.is_ok() && word(0) == number && word(3) == 0xb11b && word(2) != 0 {
-                    return at;
-                }
-            }
-        }
-        panic!("page {number} is nowhere in\n{maps}");
+    /// Its folder below `/proc`.
+    fn process(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}", self.pid()))
     }
 }
 
@@ -116,10 +98,10 @@ fn a_busy_writer_is_whole_and_a_standstill_loses_nothing() {
 fn a_changed_page_and_an_old_page_are_found() {
     let server = Server::start(&busy());
     let (cold, stale) = (3_000, 5);
-    let at = server.find(cold);
-    let old_at = server.find(stale);
+    let at = memory::find(&server.process(), cold);
+    let old_at = memory::find(&server.process(), stale);
     let verdict = probe(&server, || {
-        let memory = server.memory();
+        let memory = memory::of(&server.process());
         memory.write_all_at(&[0x5a], at + 1_234).expect("writing its memory");
         // A hot page as it was some writes ago: whole in itself.
         kill(server.pid(), Signal::SIGSTOP).expect("ours");

@@ -112,6 +112,11 @@ impl Freezer {
         Ok(found)
     }
 
+    /// Whether process `pid` is in it, or below it: frozen with it.
+    pub fn holds(&self, pid: u32) -> Result<bool, CgroupError> {
+        Ok(self.processes()?.contains(&(pid as i32)))
+    }
+
     fn control(&self) -> PathBuf {
         self.path.join(if self.version == Version::V2 { "cgroup.freeze" } else { "freezer.state" })
     }

@@ -6,6 +6,7 @@
 
 use crate::event::LazyReport;
 use crate::handover::{Ticket, Verdict};
+use crate::image::{Held, ImageOrder};
 use crate::mounts::Mount;
 use crate::network::Neighbour;
 use blip_transport::page::{PageAt, PageRun, SpaceId};
@@ -65,6 +66,10 @@ pub struct CheckRequest {
     pub image: String,
     /// The image's name, for messages.
     pub image_name: String,
+    /// Its layers, lowest first.
+    pub layers: Vec<String>,
+    /// Whether the source keeps images in containerd's store.
+    pub containerd_images: bool,
     /// Networks it is attached to.
     pub networks: Vec<String>,
     /// Memory it has now.
@@ -124,6 +129,8 @@ pub struct RestoreRequest {
 pub enum ToTarget {
     /// Would it work?
     Check(Box<CheckRequest>),
+    /// The image comes on the next stream.
+    Image(ImageOrder),
     /// Prepare everything but the processes.
     Stage(Box<StageRequest>),
     /// All batches of a round have been sent.
@@ -164,7 +171,11 @@ pub enum ToSource {
         findings: Vec<Finding>,
         /// This host's facts.
         target: HostFacts,
+        /// What this host has of the image.
+        image: Held,
     },
+    /// The image is here.
+    ImageLoaded,
     /// Everything but the processes is there.
     Staged {
         /// Docker's ID of the container here.

@@ -43,6 +43,7 @@ use std::process::ExitCode;
 
 pub use hook::install_script as install_hook_script;
 pub use procfs::restored_init;
+pub(crate) use procfs::starttime as started;
 pub use real::{RealRuncError, find_runc};
 
 use args::{Command, Invocation};

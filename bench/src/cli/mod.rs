@@ -26,11 +26,15 @@ enum Command {
     Demo(blip_bench::demo::DemoCommand),
     /// Measure: scenarios × methods × links, again and again, all verified
     Run(blip_bench::run::RunCommand),
+    /// Tables, pictures and a page of what `run` measured
+    Report(blip_bench::report::ReportCommand),
     /// Run a command on another kernel, in a virtual machine (needs root)
     Vm(vm::VmCommand),
     /// The memory writer, a workload that checks itself; runs in a container
     #[command(hide = true)]
     Writer(blip_bench::workload::writer::WriterCommand),
+    /// Compare the planner with simpler rules and an oracle, under virtual time
+    Simulate(blip_bench::simulate::SimulateCommand),
     /// The init of a lab's host
     #[command(hide = true, subcommand)]
     LabInit(lab::InitCommand),
@@ -45,7 +49,9 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Lab(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Run(command) => command.run(),
+        Command::Report(command) => command.run(),
         Command::Writer(command) => command.run().map(|()| ExitCode::SUCCESS),
+        Command::Simulate(command) => command.run(),
         Command::Vm(command) => command.run(),
         Command::LabInit(command) => command.run(),
     }

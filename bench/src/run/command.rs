@@ -41,6 +41,9 @@ pub struct RunCommand {
     /// Requests a second of the client [default: 1000]
     #[arg(long, value_name = "N")]
     probe_rate: Option<u32>,
+    /// Move workloads back and forth instead of starting a new one each time
+    #[arg(long)]
+    onward: bool,
     /// Debian suite of the hosts: forky has Docker 28.5, trixie 26.1
     #[arg(long)]
     suite: Option<Suite>,
@@ -90,6 +93,7 @@ impl RunCommand {
         tally.seen = plan.cells().iter().filter(|cell| record.has(cell)).count();
         let ran = runner.run(&mut record, &mut |cell, sample| tally.tell(cell, sample));
         let cleaned = runner.clean();
+        drop(runner);
         let ended = rig.end(self.keep);
         ran?;
         cleaned?;
@@ -114,6 +118,7 @@ impl RunCommand {
         written.links.extend(self.links.iter().cloned());
         written.repeats = self.repeats.or(written.repeats);
         written.probe_rate = self.probe_rate.or(written.probe_rate);
+        written.onward |= self.onward;
         written.suite = self.suite.or(written.suite);
         written.cgroup = self.cgroup.or(written.cgroup);
         written.meant()

@@ -30,5 +30,6 @@ pub mod scenario;
 pub use command::RunCommand;
 pub use plan::{Arm, Cell, Link, Plan, Way};
 pub use record::Record;
+pub use runner::Runner;
 pub use sample::{Sample, Trace};
 pub use scenario::{Load, Scenario};

@@ -29,6 +29,9 @@ pub struct Plan {
     pub margin_ms: u64,
     /// After how long a migration is killed, in milliseconds.
     pub limit_ms: u64,
+    /// Whether a workload that moved is moved on from where it is (back and
+    /// forth); otherwise each migration is one of a new workload.
+    pub onward: bool,
     /// Debian suite of the hosts.
     pub suite: Suite,
     /// Cgroup version of the hosts.
@@ -214,6 +217,8 @@ pub struct Written {
     pub margin: Option<String>,
     /// Of one migration, as `5min`.
     pub limit: Option<String>,
+    /// Whether workloads are moved back and forth.
+    pub onward: bool,
     /// Debian suite.
     pub suite: Option<Suite>,
     /// Cgroup version.
@@ -271,6 +276,7 @@ impl Written {
             probe_rate: self.probe_rate.unwrap_or(1_000),
             margin_ms: span(self.margin, 2_000).map_err(anyhow::Error::msg)?,
             limit_ms: span(self.limit, 180_000).map_err(anyhow::Error::msg)?,
+            onward: self.onward,
             suite: self.suite.unwrap_or(Suite::Forky),
             cgroup: self.cgroup.unwrap_or(CgroupMode::V2),
         };

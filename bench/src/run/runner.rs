@@ -11,7 +11,7 @@ use super::noise;
 use super::plan::{Arm, Cell, Link, Plan, Way};
 use super::record::Record;
 use super::resident::{self, Resident};
-use super::sample::{ClientSide, Ended, Sample, Trace, WorkloadSide};
+use super::sample::{ClientSide, Ended, Noise, Sample, Trace, WorkloadSide};
 use super::scenario::{Load, Scenario};
 use crate::demo::report::{MigrateReport, Outcome};
 use crate::probe::{Probe, Spec};
@@ -26,8 +26,13 @@ const COUNTERS: u32 = 100;
 /// How long nothing is done where nothing is to be moved.
 const NOTHING: Duration = Duration::from_secs(2);
 
+/// A client gap may be longer than the downtime by this, or by the downtime
+/// once more (clients send again at growing intervals), before it is remarked
+/// upon.
+const MOST_UNTOLD_MS: f64 = 250.0;
+
 /// Where runs are made.
-pub(super) struct Runner<'a> {
+pub struct Runner<'a> {
     rig: &'a Rig,
     plan: &'a Plan,
     /// `blip-bench`, for the writer's image.
@@ -35,7 +40,11 @@ pub(super) struct Runner<'a> {
     has_writer: bool,
     link: Option<Link>,
     resident: Option<(Resident, Side)>,
+    meddler: Option<Meddler<'a>>,
 }
+
+/// Breaks something on the hosts.
+type Meddler<'a> = Box<dyn FnMut(&Rig) + 'a>;
 
 /// The host that has the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,9 +79,11 @@ struct Moved {
 }
 
 impl<'a> Runner<'a> {
-    pub(super) fn new(rig: &'a Rig, plan: &'a Plan, program: &Path) -> Self {
+    /// Runs of this plan on these hosts; `program` is `blip-bench` itself,
+    /// which the writer's image is made of.
+    pub fn new(rig: &'a Rig, plan: &'a Plan, program: &Path) -> Self {
         let program = program.to_owned();
-        Runner { rig, plan, program, has_writer: false, link: None, resident: None }
+        Runner { rig, plan, program, has_writer: false, link: None, resident: None, meddler: None }
     }
 
     /// Makes all runs that the record does not have, and tells each as it is
@@ -81,7 +92,7 @@ impl<'a> Runner<'a> {
     /// # Errors
     /// When the record cannot be written. A run that fails is a sample that
     /// says so.
-    pub(super) fn run(
+    pub fn run(
         &mut self,
         record: &mut Record,
         tell: &mut dyn FnMut(&Cell, Option<&Sample>),
@@ -97,8 +108,19 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
+    /// Has `meddler` break something each time a workload has moved, before
+    /// anything is proved: for tests of the bench itself.
+    #[must_use]
+    pub fn broken_by(mut self, meddler: impl FnMut(&Rig) + 'a) -> Self {
+        self.meddler = Some(Box::new(meddler));
+        self
+    }
+
     /// Puts everything back as it was.
-    pub(super) fn clean(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When a host's link cannot be given its full rate.
+    pub fn clean(&mut self) -> Result<()> {
         self.rig.remove(CONTAINER);
         self.shape(Link { bits: None })
     }
@@ -110,8 +132,9 @@ impl<'a> Runner<'a> {
             (Sample { ended: Ended::Failed, why, ..Sample::default() }, Trace::default())
         });
         let sound = matches!(sample.ended, Ended::Nothing | Ended::Moved | Ended::Kept);
-        if !sound || !sample.verified {
-            // Whatever is left is not a place to go on from.
+        let moved_once = sample.ended == Ended::Moved && !self.plan.onward;
+        if !sound || !sample.verified || moved_once {
+            // Whatever is left is not where the next run is to begin.
             self.resident = None;
         }
         (sample.cell, sample.began_unix_s) = (cell.clone(), began_unix_s);
@@ -182,10 +205,15 @@ impl<'a> Runner<'a> {
         let probe = Probe::start(spec, place)?;
         let stats = || resident.stats(place);
         let at_first = stats();
-        std::thread::sleep(self.plan.margin());
+        std::thread::sleep(self.plan.margin() * 3 / 4);
         let at_order = stats();
+        // The question, and the thread that answered it, are over by then.
+        std::thread::sleep(self.plan.margin() / 4);
         probe.mark("migrate");
         let moved = self.migrate(&arm.way, from, &probe)?;
+        if let Some(meddler) = self.meddler.as_mut().filter(|_| moved.ended == Ended::Moved) {
+            meddler(self.rig);
+        }
         probe.mark("migrated");
         std::thread::sleep(self.plan.margin() / 4);
         let at_end = stats();
@@ -216,7 +244,7 @@ impl<'a> Runner<'a> {
                 rate_before: since(at_first, at_order),
                 rate_during: since(at_order, at_end),
             },
-            noise: quiet.until_now(client.stall.longest_ms),
+            noise: disturbed(quiet, &client, moved.report.as_ref()),
             client,
             migration: moved.report,
             ..Sample::default()
@@ -293,4 +321,17 @@ impl<'a> Runner<'a> {
         moved.why.clone_from(&report.why);
         Ok(moved)
     }
+}
+
+/// What else the machine did, and whether mover and client tell the same story.
+fn disturbed(quiet: noise::Before, client: &ClientSide, report: Option<&MigrateReport>) -> Noise {
+    let mut noise = quiet.until_now(client.stall.longest_ms);
+    let told = report.map_or(0.0, |r| r.downtime_ms);
+    let more = client.gap_ms - told;
+    if report.is_some() && more > MOST_UNTOLD_MS.max(told) {
+        noise.warnings.push(format!(
+            "clients had no answer for {more:.0} ms more than the downtime of {told:.0} ms that was told"
+        ));
+    }
+    noise
 }

@@ -27,6 +27,9 @@ pub(super) struct MigrateArgs {
     /// target have its own; PATH is where it is in the container
     #[arg(long = "bind", value_name = "copy|shared|exclude=PATH")]
     binds: Vec<Choice>,
+    /// The container's name on the target
+    #[arg(long, value_name = "NAME")]
+    rename: Option<String>,
     /// Remove the container here once it has moved (default: keep it, stopped
     /// and renamed NAME.moved-TICKET)
     #[arg(long)]
@@ -56,6 +59,7 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
         container: args.container,
         target: args.to,
         goal,
+        rename: args.rename,
         tracker: args.tracker,
         binds: args.binds,
         remove_source: args.remove_source,

@@ -68,8 +68,8 @@ enum Command {
     Pair(pair::PairArgs),
     /// Say what this host can do, and what it lacks
     Check,
-    /// List handovers that left something to remember
-    Status(status::StatusArgs),
+    /// List the migrations that are under way, in doubt, and ended
+    Status(status::list::StatusArgs),
     /// Ask the target what became of a handover in doubt, and act on it
     Resolve(status::ResolveArgs),
     /// Describe what `blip migrate --json` prints
@@ -99,7 +99,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Agent(args) => agent::run(args, cli.places).await,
         Command::Pair(args) => pair::run(args, &cli.places),
         Command::Check => status::check().await,
-        Command::Status(args) => status::status(&args, &cli.places),
+        Command::Status(args) => status::list::status(&args, &cli.places),
         Command::Resolve(args) => status::resolve(&args, &cli.places).await,
         Command::Events => {
             println!("{}", show::guide::EVENTS);

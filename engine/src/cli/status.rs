@@ -1,25 +1,17 @@
-//! `blip status`, `blip resolve` and `blip check`.
+//! `blip resolve` and `blip check`; `blip status` is in [`list`].
+
+pub(super) mod list;
 
 use super::{Places, exit};
-use crate::cgroup::{Freezer, Version};
 use crate::docker::Docker;
 use crate::handover::{Ticket, Verdict};
-use crate::ledger::{Ledger, SourceRecord, TargetRecord};
+use crate::ledger::{Ledger, SourceRecord};
 use crate::source::resolve as resolution;
 use crate::target::check as host;
 use anyhow::Context as _;
 use clap::Args;
-use serde::Serialize;
 use std::io::{self, Write};
 use std::process::ExitCode;
-
-/// How to list.
-#[derive(Debug, Args)]
-pub(super) struct StatusArgs {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
 
 /// Which handover.
 #[derive(Debug, Args)]
@@ -30,35 +22,6 @@ pub(super) struct ResolveArgs {
     /// it did on the target is lost
     #[arg(long, requires = "ticket")]
     run_here: bool,
-}
-
-#[derive(Serialize)]
-struct Status {
-    in_doubt: Vec<SourceRecord>,
-    arrivals: Vec<TargetRecord>,
-}
-
-pub(super) fn status(args: &StatusArgs, places: &Places) -> anyhow::Result<ExitCode> {
-    let status = Status {
-        in_doubt: departures(places)?.all()?,
-        arrivals: Ledger::open(&places.state.join("arrivals"))?.all()?,
-    };
-    let mut out = io::stdout();
-    if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    for record in &status.in_doubt {
-        let (ticket, name, target) = (record.ticket, &record.name, &record.target);
-        let state = if is_frozen(record) { "frozen here" } else { "runs here" };
-        writeln!(out, "{ticket}  in doubt   {name}, {state}, may have been granted to {target}")?;
-    }
-    for record in &status.arrivals {
-        let step = serde_json::to_value(record.step)?;
-        let container = record.container.as_deref().unwrap_or("-");
-        writeln!(out, "{}  {:<9}  {container:.12}", record.ticket, step.as_str().unwrap_or("?"))?;
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 pub(super) async fn resolve(args: &ResolveArgs, places: &Places) -> anyhow::Result<ExitCode> {
@@ -115,12 +78,7 @@ pub(super) async fn check() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(if blocked { exit::BLOCKED } else { exit::DONE }))
 }
 
-fn is_frozen(record: &SourceRecord) -> bool {
-    let version = if record.unified { Version::V2 } else { Version::V1 };
-    Freezer { path: record.freezer.clone(), version }.is_frozen().unwrap_or(false)
-}
-
-fn departures(places: &Places) -> anyhow::Result<Ledger> {
+pub(super) fn departures(places: &Places) -> anyhow::Result<Ledger> {
     let path = places.state.join("departures");
     Ledger::open(&path).with_context(|| format!("opening {path:?}; are you root?"))
 }

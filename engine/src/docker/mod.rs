@@ -3,6 +3,7 @@
 
 mod create;
 mod daemon;
+mod image;
 mod volume;
 
 pub use create::{Copy, is_bound};
@@ -103,6 +104,12 @@ impl Inspection {
     /// The inspection as it travels to the target.
     pub fn to_json(&self) -> String {
         serde_json::to_string(&self.all).unwrap_or_default()
+    }
+
+    /// The same container by another name.
+    pub fn renamed(mut self, name: &str) -> Self {
+        self.all.name = Some(format!("/{name}"));
+        Self { name: name.to_owned(), ..self }
     }
 
     /// Reads an inspection that has travelled.

@@ -14,6 +14,8 @@ use std::time::Duration;
 /// The weight of the newest sample, once there are enough of them: costs change
 /// with the load of the hosts.
 const FORGET: f64 = 0.25;
+/// Last pages so few that they draw out no phase.
+const QUIET: ByteSize = ByteSize(1 << 20);
 /// Round trips that each phase waits for.
 const SHIP_TRIPS: f64 = 0.5;
 const GRANT_TRIPS: f64 = 1.5;
@@ -67,7 +69,8 @@ pub struct Costs {
     pub grant: Cost,
     /// How fast the target puts stored pages into the processes.
     pub prefill: Bandwidth,
-    /// Share of the dump during which the last pages travel beside it, 0 to 1.
+    /// Share of dump and restore during which the last pages travel beside them,
+    /// 0 to 1.
     pub overlap: f64,
     /// Round-trip time of the link that these costs are of, in milliseconds.
     pub rtt_ms: f64,
@@ -84,7 +87,7 @@ impl Default for Costs {
             restore: Cost::measured(40.0, 5.0),
             grant: Cost::measured(27.0, 4.0),
             prefill: Bandwidth(1.2e9),
-            overlap: 0.6,
+            overlap: 0.7,
             rtt_ms: 0.0,
         }
     }
@@ -129,9 +132,10 @@ impl Costs {
     }
 
     /// The time in which the last pages travel for nothing, because CRIU is
-    /// still writing.
+    /// still at work on one host or the other.
     pub fn beside(&self, memory: PageCount) -> Duration {
-        Duration::from_secs_f64(self.overlap.clamp(0.0, 1.0) * self.dump_ms(memory) / 1e3)
+        let busy = self.dump_ms(memory) + self.restore.ms;
+        Duration::from_secs_f64(self.overlap.clamp(0.0, 1.0) * busy / 1e3)
     }
 
     /// Putting so much memory into the processes.
@@ -151,11 +155,14 @@ impl Costs {
             return;
         }
         let ms = |phase| report.downtime.iter().find(|part| part.phase == phase).map(|p| p.ms);
-        let last: f64 = report.rounds.iter().filter(|round| round.frozen).map(|r| r.ms).sum();
+        let last = report.rounds.iter().filter(|round| round.frozen);
+        let (last_ms, last_bytes) =
+            last.fold((0.0, 0), |sum, round| (sum.0 + round.ms, sum.1 + round.bytes_wire.0));
+        let quiet = last_bytes <= QUIET.0;
         if let Some(freeze) = ms(Phase::Freeze) {
             self.freeze.learn(freeze);
         }
-        if let Some(dump) = ms(Phase::Dump).filter(|dump| last < 0.8 * dump) {
+        if let Some(dump) = ms(Phase::Dump).filter(|dump| quiet || last_ms < 0.8 * dump) {
             self.dump.learn((dump - self.dump_ms_per_gib * gib(report.memory_bytes)).max(1.0));
         }
         if let Some(ship) = ms(Phase::Ship) {
@@ -168,7 +175,7 @@ impl Costs {
         let bytes = report.memory_bytes.0 as f64;
         // Filling begins while the processes are still being restored.
         let filled = ms(Phase::Fill).unwrap_or_default();
-        match ms(Phase::Restore).map(|restore| restore + filled) {
+        match ms(Phase::Restore).map(|restore| restore + filled).filter(|_| quiet) {
             Some(restore) if fills_first && restore > self.restore.ms + 5.0 => {
                 self.learn_prefill(bytes / ((restore - self.restore.ms) / 1e3));
             }

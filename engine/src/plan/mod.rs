@@ -182,6 +182,13 @@ impl Planner {
         self.policy.during_round(&self.model, round)
     }
 
+    /// After a [`Decision::Freeze`], once the last scan has found what must
+    /// really be shipped: `Some` is a [`Decision::GoLazy`] for a rest that is far
+    /// more than was expected. Only [`Method::Auto`] changes its mind.
+    pub fn when_frozen(&self, found: PageCount, elapsed: Duration) -> Option<Decision> {
+        self.policy.when_frozen(&self.model, found, elapsed)
+    }
+
     /// What comes of freezing at the end of the round under way, by the method
     /// in use. `None` before the first round has ended.
     pub fn forecast(&self) -> Option<Forecast> {

@@ -295,8 +295,14 @@ impl Model {
         if self.rounds == 0 {
             return if self.link.bandwidth.is_some() { 0.15 } else { 0.5 };
         }
-        match self.outside.observations() {
-            0 => self.all.error(),
+        match (self.outside.observations(), self.all.observations()) {
+            // Seen once, it may have been the same few pages all the time: then
+            // a shorter round leaves no less.
+            (0, 1) => {
+                let found = self.last.map_or(0, |last| last.dirty.0) as f64;
+                (found / self.rest().0.max(1) as f64 - 1.0).max(self.all.error())
+            }
+            (0, _) => self.all.error(),
             _ => self.outside.error(),
         }
     }

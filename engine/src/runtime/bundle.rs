@@ -144,6 +144,7 @@ impl Bundle {
                 hooks.remove(done);
             }
         }
+        resolve_sources(&mut config);
         if !config["annotations"].is_object() {
             config["annotations"] = Value::Object(Map::new());
         }
@@ -155,6 +156,18 @@ impl Bundle {
         };
         write().map_err(|e| format!("cannot write the bundle {}: {e}", dir.display()))?;
         Ok(dir)
+    }
+}
+
+/// CRIU binds a source without following it: a symbolic link (as Debian's
+/// docker-init is one) would itself be mounted.
+fn resolve_sources(config: &mut Value) {
+    for mount in config["mounts"].as_array_mut().into_iter().flatten() {
+        let resolved =
+            mount["source"].as_str().filter(|s| s.starts_with('/')).map(fs::canonicalize);
+        if let Some(Ok(path)) = resolved {
+            mount["source"] = json!(path);
+        }
     }
 }
 

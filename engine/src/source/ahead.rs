@@ -117,7 +117,7 @@ impl Run {
         self.files_applied(peer, &trees).await?;
         let text = format!("{} files sent, {} on the wire", done.changed, done.wire);
         self.events.send(Event::Note { text });
-        Ok(FilesAhead::start(trees, peer.link.clone()))
+        Ok(FilesAhead::start(trees, &done, peer.link.clone()))
     }
 
     /// Waits until the target has everything in place that was sent of them.

@@ -16,8 +16,6 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -107,6 +105,13 @@ pub struct FilesRound {
     pub wire: ByteSize,
     /// How long it took.
     pub took: Duration,
+}
+
+impl FilesRound {
+    /// Whether one more like this could as well happen inside the freeze.
+    fn is_little(&self) -> bool {
+        self.took < LITTLE_TIME && self.wire < LITTLE
+    }
 }
 
 impl Trees {
@@ -201,22 +206,27 @@ impl Outgoing {
 /// to freeze the container.
 pub struct Ahead {
     stop: watch::Sender<bool>,
-    calm: Arc<AtomicBool>,
+    calm: watch::Receiver<bool>,
     task: JoinHandle<Result<Trees, FilesError>>,
 }
 
 impl Ahead {
-    /// Goes on with `trees`, whose first round has been sent.
-    pub fn start(trees: Trees, link: Connection) -> Self {
+    /// Goes on with `trees`, whose `first` round has been sent.
+    pub fn start(trees: Trees, first: &FilesRound, link: Connection) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let calm = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(ahead(trees, link, stopped, calm.clone()));
+        let (tell, calm) = watch::channel(first.is_little());
+        let task = tokio::spawn(ahead(trees, link, stopped, tell));
         Self { stop, calm, task }
     }
 
     /// Whether what is left is little, or does not become less.
     pub fn calm(&self) -> bool {
-        self.calm.load(Ordering::Relaxed) || self.task.is_finished()
+        *self.calm.borrow() || self.task.is_finished()
+    }
+
+    /// Waits until it is [calm](Self::calm), or has failed.
+    pub async fn until_calm(&self) {
+        let _ = self.calm.clone().wait_for(|calm| *calm).await;
     }
 
     /// Ends with the round that is under way.
@@ -236,15 +246,14 @@ async fn ahead(
     mut trees: Trees,
     link: Connection,
     mut stopped: watch::Receiver<bool>,
-    calm: Arc<AtomicBool>,
+    calm: watch::Sender<bool>,
 ) -> Result<Trees, FilesError> {
     let mut last = None;
     loop {
         let (returned, done) = trees.round(Pace::Live, &link).await?;
         trees = returned;
-        let little = done.took < LITTLE_TIME && done.wire < LITTLE;
         let shrinks = last.is_none_or(|last: ByteSize| done.wire.0 < last.0 / 5 * 4);
-        calm.store(little || !shrinks, Ordering::Relaxed);
+        calm.send_replace(done.is_little() || !shrinks);
         last = Some(done.wire);
         // Looking takes CPU time that is the container's, too.
         let pause = (done.took * 2).max(SHORTEST_PAUSE);

@@ -21,6 +21,7 @@ use crate::event::{
     Versions, millis,
 };
 use crate::handover::{Outcome, Ticket};
+use crate::image::{self, Held, ImageOrder};
 use crate::network;
 use crate::plan::{Costs, Goal, LinkFacts, Planner};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
@@ -42,6 +43,9 @@ use volumes::{Choice, Probes};
 /// How long a target may take to take in that nothing comes of it.
 const FAREWELL_LIMIT: Duration = Duration::from_millis(300);
 
+/// Between two words on an image that is on its way.
+const IMAGE_NEWS: Duration = Duration::from_secs(2);
+
 /// What the user asked for.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -51,6 +55,8 @@ pub struct Order {
     pub target: String,
     /// What the user wants of the migration.
     pub goal: Goal,
+    /// Another name for the container on the target.
+    pub rename: Option<String>,
     /// How to tell which memory changes between rounds.
     pub tracker: TrackerChoice,
     /// What becomes of mounts that do not travel by themselves.
@@ -90,6 +96,9 @@ pub enum MigrateError {
     /// Copying files.
     #[error(transparent)]
     Files(#[from] files::FilesError),
+    /// Copying the image.
+    #[error(transparent)]
+    Image(#[from] image::ImageError),
     /// Stopping the container.
     #[error(transparent)]
     Freeze(#[from] freeze::FreezeError),
@@ -250,10 +259,14 @@ impl Run {
             }
             Err(error) => return Err(error.into()),
         };
-        peer.say(&ToTarget::Check(Box::new(subject.requirements(&source)?))).await?;
+        peer.say(&ToTarget::Check(Box::new(
+            subject.requirements(&source, self.order.rename.as_deref())?,
+        )))
+        .await?;
         let target = match peer.hear().await? {
-            ToSource::Checked { findings: theirs, target } => {
+            ToSource::Checked { findings: theirs, target, image } => {
                 findings.extend(theirs);
+                subject.image_there = image;
                 target
             }
             other => return Err(out_of_turn(&other).into()),
@@ -290,15 +303,57 @@ impl Run {
         error
     }
 
+    /// Sends the image that the target lacks.
+    async fn ship_image(
+        &self,
+        subject: &Subject,
+        peer: &mut Peer,
+        held: u32,
+    ) -> Result<(), MigrateError> {
+        let order = ImageOrder {
+            id: subject.inspection.image.clone(),
+            name: subject.inspection.image_name(),
+        };
+        let note = |text: String| self.events.send(Event::Note { text });
+        let of = subject.layers.len();
+        note(format!("the target lacks the image {}; it has {held} of {of} layers", order.name));
+        peer.say(&ToTarget::Image(order.clone())).await?;
+        let mut said = Instant::now();
+        let tell = |wire: ByteSize| {
+            if said.elapsed() > IMAGE_NEWS {
+                said = Instant::now();
+                note(format!("image: {wire} sent"));
+            }
+        };
+        let link = peer.link.clone();
+        let sending = image::send(&self.docker, &link, &order.id, held as usize, tell);
+        let sent = async { Ok::<_, MigrateError>(self.unless_interrupted(sending).await??) };
+        // A target that fails says so while it is still being sent to.
+        let (plain, wire) = tokio::select! {
+            sent = sent => sent?,
+            said = peer.hear() => return Err(unexpected(said?)),
+        };
+        match self.hear(peer).await? {
+            ToSource::ImageLoaded => {
+                note(format!("image: {plain} sent as {wire}"));
+                Ok(())
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+
     async fn stage(
         &self,
         subject: &Subject,
         peer: &mut Peer,
         ticket: Ticket,
     ) -> Result<String, MigrateError> {
+        if let Held::Layers(held) = subject.image_there {
+            self.ship_image(subject, peer, held).await?;
+        }
         let request = StageRequest {
             ticket,
-            container: subject.inspection.to_json(),
+            container: subject.copy_of(self.order.rename.as_deref()).to_json(),
             keep_addresses: subject.keep_addresses,
             descriptors: subject.bundle.descriptors.clone(),
             memory: subject.memory()?,

@@ -6,11 +6,13 @@ use crate::bundle::{Bundle, BundleError};
 use crate::cgroup::{CgroupError, Freezer};
 use crate::criu::predump::PreDumpSpec;
 use crate::docker::{Docker, DockerError, Inspection};
+use crate::image::Held;
 use crate::protocol::{CheckRequest, Finding, HostFacts};
 use crate::track::Task;
 use blip_transport::page::SpaceId;
 use blip_transport::units::ByteSize;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Network drivers whose containers keep their addresses when they move: both
@@ -29,6 +31,17 @@ pub enum SubjectError {
     /// Its freezer.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// To freeze it would freeze blip.
+    #[error(
+        "container '{name}' shares its cgroup {path:?} with blip itself; give the container a \
+         cgroup of its own (no --cgroup-parent that blip runs in)"
+    )]
+    Together {
+        /// Its name.
+        name: String,
+        /// The cgroup.
+        path: PathBuf,
+    },
     /// It does not run.
     #[error("container '{name}' is {state}; blip moves running containers: docker {remedy} {name}")]
     NotRunning {
@@ -59,6 +72,12 @@ pub struct Subject {
     pub upper: Option<PathBuf>,
     /// Its mounts, and what becomes of them.
     pub plan: Plan,
+    /// Layers of its image, lowest first; none if this Docker lost the image.
+    pub layers: Vec<String>,
+    /// Whether this Docker keeps images in containerd's store.
+    pub containerd_images: bool,
+    /// What the target has of the image; all of it, until it was asked.
+    pub image_there: Held,
 }
 
 impl Subject {
@@ -79,16 +98,34 @@ impl Subject {
         if inspection.paused {
             return Err(stopped("paused", "unpause"));
         }
-        let bundle = Bundle::of(&inspection.id, inspection.pid)?;
-        let freezer = Freezer::of(inspection.pid)?;
+        // With Docker's own runtime the process Docker knows is init itself;
+        // with blip's it is the holder, whose child is init: only that one is
+        // in the container's cgroup and namespaces.
+        let init = crate::runtime::restored_init(inspection.pid);
+        let bundle = Bundle::of(&inspection.id, init)?;
+        let freezer = Freezer::of(init)?;
+        if freezer.holds(std::process::id())? {
+            return Err(SubjectError::Together { name: inspection.name, path: freezer.path });
+        }
         let parents = parents(docker, &inspection).await?;
         let keep_addresses = parents.is_some();
-        // With Docker's own runtime the process Docker knows is init itself;
-        // with blip's it is the holder, whose child is init.
-        let upper = upper_directory(crate::runtime::restored_init(inspection.pid));
+        let upper = upper_directory(init);
         let parents = parents.unwrap_or_default();
         let plan = Plan::of(docker, &inspection, choices).await?;
-        Ok(Self { inspection, bundle, freezer, keep_addresses, parents, upper, plan })
+        let layers = docker.image_layers(&inspection.image).await.unwrap_or_default();
+        let containerd_images = docker.keeps_images_in_containerd().await?;
+        Ok(Self {
+            inspection,
+            bundle,
+            freezer,
+            keep_addresses,
+            parents,
+            upper,
+            plan,
+            layers,
+            containerd_images,
+            image_there: Held::Whole,
+        })
     }
 
     /// Its init on this host.
@@ -119,13 +156,27 @@ impl Subject {
         Ok(ByteSize(pids.into_iter().map(|pid| status_kib(pid, "VmRSS:") * 1024).sum()))
     }
 
+    /// What it is to be on the target, perhaps by another name.
+    pub fn copy_of(&self, rename: Option<&str>) -> Inspection {
+        match rename {
+            Some(name) => self.inspection.clone().renamed(name),
+            None => self.inspection.clone(),
+        }
+    }
+
     /// What the target must have.
-    pub fn requirements(&self, source: &HostFacts) -> Result<CheckRequest, CgroupError> {
+    pub fn requirements(
+        &self,
+        source: &HostFacts,
+        rename: Option<&str>,
+    ) -> Result<CheckRequest, CgroupError> {
         Ok(CheckRequest {
             source: source.clone(),
-            name: self.inspection.name.clone(),
+            name: self.copy_of(rename).name,
             image: self.inspection.image.clone(),
             image_name: self.inspection.image_name(),
+            layers: self.layers.clone(),
+            containerd_images: self.containerd_images,
             networks: self.inspection.networks().into_keys().collect(),
             memory: self.memory()?,
             layer: self.upper.as_deref().map(size_of).unwrap_or_default(),
@@ -229,6 +280,14 @@ fn process_findings(pid: i32) -> Vec<Finding> {
     let mut findings = Vec::new();
     let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let who = format!("process {} (pid {pid})", command.trim());
+    // Reading the resource limits of others' processes takes a capability that
+    // root lacks in some containers and virtual machines.
+    if !owned_by_root(pid) && !may_read_limits() {
+        findings.push(Finding::blocker(
+            format!("{who} is not root's, and blip lacks CAP_SYS_RESOURCE"),
+            "CRIU cannot read its resource limits: give blip the capability",
+        ));
+    }
     for (kind, what) in undumpable(&descriptors(pid)) {
         findings.push(Finding::blocker(
             format!("{who} has {what} open ({kind})"),
@@ -236,6 +295,18 @@ fn process_findings(pid: i32) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+fn owned_by_root(pid: i32) -> bool {
+    fs::metadata(format!("/proc/{pid}")).is_ok_and(|meta| meta.uid() == 0)
+}
+
+fn may_read_limits() -> bool {
+    const CAP_SYS_RESOURCE: u64 = 24;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_some_and(|set| set & (1 << CAP_SYS_RESOURCE) != 0)
 }
 
 fn descriptors(pid: i32) -> Vec<String> {

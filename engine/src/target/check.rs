@@ -3,6 +3,7 @@
 use super::mounts::{self, Remains};
 use crate::criu::rpc::Worker;
 use crate::docker::{Docker, DockerError};
+use crate::image::Held;
 use crate::protocol::{CheckRequest, Finding, HostFacts};
 use blip_transport::units::ByteSize;
 use std::fs;
@@ -88,12 +89,7 @@ pub async fn target(
             format!("rename or remove it there: docker rename {0} {0}.old", request.name),
         ));
     }
-    if docker.image_id(&request.image).await?.is_none() {
-        findings.push(Finding::blocker(
-            format!("the target lacks the image {} ({})", request.image_name, request.image),
-            format!("docker save {} | ssh TARGET docker load", request.image_name),
-        ));
-    }
+    findings.extend(image_store(docker, request).await?);
     for network in &request.networks {
         if docker.network(network).await?.is_none() {
             findings.push(Finding::blocker(
@@ -113,6 +109,34 @@ pub async fn target(
         ));
     }
     Ok(findings)
+}
+
+/// What this host has of the container's image.
+pub async fn image(docker: &Docker, request: &CheckRequest) -> Result<Held, DockerError> {
+    if docker.image_id(&request.image).await?.is_some() {
+        return Ok(Held::Whole);
+    }
+    Ok(Held::Layers(docker.layers_held(&request.layers).await? as u32))
+}
+
+/// An image has one ID in Docker's own store and another in containerd's.
+async fn image_store(
+    docker: &Docker,
+    request: &CheckRequest,
+) -> Result<Option<Finding>, DockerError> {
+    if docker.image_id(&request.image).await?.is_some()
+        || docker.keeps_images_in_containerd().await? == request.containerd_images
+    {
+        return Ok(None);
+    }
+    let here = if request.containerd_images { "Docker's own store" } else { "containerd's store" };
+    Ok(Some(Finding::blocker(
+        format!(
+            "the target lacks the image {} ({}) and keeps images in {here}, unlike the source",
+            request.image_name, request.image
+        ),
+        "an image has another ID there: let both Dockers use the same store",
+    )))
 }
 
 fn room(request: &CheckRequest) -> Option<Finding> {

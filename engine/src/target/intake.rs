@@ -162,6 +162,8 @@ impl Intake {
         match stream.kind() {
             StreamKind::Pages(round) => self.take_pages(round, stream).await,
             StreamKind::Files(tree, round) => self.take_files(tree, round, stream).await,
+            // Images come before there is an intake.
+            StreamKind::Image => Err(IntakeError::TooEarly { what: "an image" }),
             StreamKind::Blobs => self.take_blobs(BlobReceiver::new(stream)).await,
         }
     }

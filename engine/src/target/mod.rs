@@ -14,6 +14,7 @@ pub mod stage;
 
 use crate::docker::{Docker, DockerError, register_runtime};
 use crate::handover::{Ticket, Verdict};
+use crate::image;
 use crate::ledger::{Ledger, Made, TargetRecord, TargetStep};
 use crate::network;
 use crate::protocol::{HostFacts, ToSource, ToTarget};
@@ -73,7 +74,15 @@ impl Agent {
                     let findings =
                         check::target(&self.docker, &self.facts, &remains, &request).await?;
                     let target = self.facts.clone();
-                    to_source.send(&ToSource::Checked { findings, target }).await?;
+                    let image = check::image(&self.docker, &request).await?;
+                    to_source.send(&ToSource::Checked { findings, target, image }).await?;
+                }
+                ToTarget::Image(order) => {
+                    let answer = match image::receive(&self.docker, &link, &order).await {
+                        Ok(()) => ToSource::ImageLoaded,
+                        Err(error) => ToSource::Failed { why: error.to_string() },
+                    };
+                    to_source.send(&answer).await?;
                 }
                 ToTarget::Ask(ticket) => {
                     let verdict = self.verdict(ticket, &link).await?;

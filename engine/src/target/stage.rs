@@ -115,7 +115,11 @@ impl Staged {
         mut recorded: impl FnMut(Option<&str>, &Made),
     ) -> Result<Self, StagingError> {
         let original = Inspection::from_json(&request.container)?;
-        let copy = Copy::staged(&original, request.keep_addresses)?;
+        let mut copy = Copy::staged(&original, request.keep_addresses)?;
+        // A name may mean another image here.
+        if docker.image_id(&original.image_name()).await?.as_deref() != Some(&original.image) {
+            copy.body.image = Some(original.image.clone());
+        }
         let mut made = Made::default();
         let placed = mounts::make(docker, &request.mounts, &mut made).await;
         recorded(None, &made);

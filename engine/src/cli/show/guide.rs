@@ -100,10 +100,10 @@ finished   The report; the last event, unless it was called off.
 #[cfg(test)]
 mod tests {
     use super::super::summary_tests::report;
-    use super::super::text::WIDTH;
     use super::EVENTS;
     use crate::event::{Event, LazySample, Phase, Progress, RoundReport, Timed};
     use crate::handover::Outcome;
+    use crate::text::WIDTH;
     use serde_json::Value;
     use std::collections::BTreeSet;
 

@@ -1,9 +1,9 @@
 //! The log of a migration: a line per phase, round and decision, for a file as
 //! well as for a terminal.
 
-use super::text::{count, hang, printable, rate, time};
 use crate::event::{Event, Forecast, Phase, RoundReport, Timed};
 use crate::plan::Method;
+use crate::text::{count, hang, printable, rate, time};
 use blip_transport::units::{Bandwidth, ByteSize};
 use std::time::Duration;
 
@@ -92,8 +92,8 @@ fn foretold(forecast: &Forecast) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::text::WIDTH;
     use super::*;
+    use crate::text::WIDTH;
     use blip_transport::units::{PageCount, Round};
 
     fn line(at_ms: f64, event: Event) -> String {

@@ -4,8 +4,8 @@
 //! so through [`Stderr`], which wipes the line first; it comes back with the
 //! next event or tick.
 
-use super::text::{WIDTH, brief_rate, brief_time, time};
 use crate::event::{Event, Phase, Progress, Timed};
+use crate::text::{WIDTH, brief_rate, brief_time, time};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 

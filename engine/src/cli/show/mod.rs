@@ -16,7 +16,6 @@ mod live;
 mod summary;
 #[cfg(test)]
 mod summary_tests;
-pub(crate) mod text;
 
 use crate::event::{Event, Timed};
 use clap::ValueEnum;

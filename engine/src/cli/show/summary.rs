@@ -1,9 +1,9 @@
 //! The report at the end of a migration: target, prediction and observation
 //! side by side, and what is not known.
 
-use super::text::{count, hang, micros, printable, time};
 use crate::event::{Forecast, Phase, PhaseTime, Report};
 use crate::handover::Outcome;
+use crate::text::{count, hang, micros, printable, time};
 use blip_transport::units::ByteSize;
 
 /// Under which all else hangs.

@@ -1,12 +1,12 @@
 //! The whole report, as a user reads it.
 
 use super::summary::summary;
-use super::text::WIDTH;
 use crate::event::{
     Forecast, GoalReport, LazyReport, Phase, PhaseTime, Report, RoundReport, Versions,
 };
 use crate::handover::Outcome;
 use crate::plan::{Goal, Method};
+use crate::text::WIDTH;
 use blip_transport::units::ByteSize;
 use std::time::Duration;
 

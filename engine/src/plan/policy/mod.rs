@@ -1,12 +1,15 @@
 //! Ways to decide. One file each; all see the same [`Model`].
 
 mod classic;
+mod reasons;
 mod target_driven;
 
 use super::model::Model;
 use super::{Decision, RoundSoFar};
+use blip_transport::units::PageCount;
 pub use classic::{DirtyThreshold, FixedRounds, OnlyPostCopy};
 use std::fmt;
+use std::time::Duration;
 pub use target_driven::TargetDriven;
 
 /// Turns expectations into decisions.
@@ -23,6 +26,13 @@ pub trait Policy: fmt::Debug + Send {
     /// In the middle of a round; `Some` cuts it short.
     fn during_round(&mut self, model: &Model, round: &RoundSoFar) -> Option<Decision> {
         let _ = (model, round);
+        None
+    }
+
+    /// The container stands still and its last scan found so much; `Some`:
+    /// leave it behind after all.
+    fn when_frozen(&self, model: &Model, found: PageCount, elapsed: Duration) -> Option<Decision> {
+        let _ = (model, found, elapsed);
         None
     }
 

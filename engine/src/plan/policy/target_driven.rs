@@ -13,9 +13,10 @@
 //!   a round with them.
 
 use super::Policy;
+use super::reasons::{describe, fixed_misses, least_downtime, passes_deadline, ways, would_take};
 use crate::plan::model::{Model, Rest};
-use crate::plan::{Decision, Goal, Method, OnMiss, RoundSoFar, words};
-use blip_transport::units::{Bandwidth, PageCount};
+use crate::plan::{Decision, Method, OnMiss, RoundSoFar, words};
+use blip_transport::units::PageCount;
 use std::time::Duration;
 
 /// A rest that takes no longer than this is not worth another round …
@@ -26,6 +27,9 @@ const NEGLIGIBLE_SHARE: f64 = 0.03;
 const WORTH_A_BROWNOUT: Duration = Duration::from_millis(20);
 /// A round must leave this share of the rest or less to be worth it.
 const SHRINKS: f64 = 0.9;
+/// The same of a round this long, if the rest can be sent after the resume.
+const SHRINKS_LONG: f64 = 0.7;
+const LONG: Duration = Duration::from_secs(5);
 /// Rounds in a row that are expected not to shrink before it is believed.
 const PATIENCE: u32 = 2;
 /// Rounds in a row that did not, whatever was expected.
@@ -135,6 +139,20 @@ impl Policy for TargetDriven {
         now_is_the_time.then(|| settle(&now, rest, &reason))
     }
 
+    fn when_frozen(&self, model: &Model, found: PageCount, elapsed: Duration) -> Option<Decision> {
+        let goal = model.goal();
+        let downtime = model.downtime(found, Rest::Shipped);
+        let dear = model.extra(found) > WORTH_A_BROWNOUT;
+        let wanted = goal.downtime.is_none_or(|target| downtime > target);
+        (goal.method == Method::Auto && dear && wanted).then(|| {
+            let why = format!(
+                "{}, more than was expected: they follow after the resume",
+                would_take(model, found)
+            );
+            Decision::GoLazy { why, forecast: model.forecast(found, Rest::Left, elapsed) }
+        })
+    }
+
     fn throttle(&self) -> u8 {
         self.throttle
     }
@@ -169,8 +187,11 @@ impl TargetDriven {
             return sending;
         }
         let (left, held, time) = model.after_holding(self.throttle);
+        // What is held back is a rest that does not shrink: not on the way to a
+        // target that sending reaches.
+        let chasing = reachable(model).is_some() && converges(model, self.throttle);
         let pays = left.0 as f64 <= 1.05 * rest.0 as f64;
-        if pays { Next { hold_back: true, held, rest: left, time } } else { sending }
+        if pays && !chasing { Next { hold_back: true, held, rest: left, time } } else { sending }
     }
 
     fn again(&mut self, next: Next, mut why: String) -> Decision {
@@ -184,22 +205,25 @@ impl TargetDriven {
 
     /// The rest is too much: copies again while that helps.
     fn go_on(&mut self, model: &Model, rest: PageCount, next: Next) -> Decision {
-        let shrinks = next.rest.0 as f64 <= SHRINKS * rest.0 as f64;
+        // A long round that saves little: sending it later costs no more.
+        let long = next.time >= LONG && model.goal().method.may_leave_pages();
+        let (share, patience) = if long { (SHRINKS_LONG, 1) } else { (SHRINKS, PATIENCE) };
+        let shrinks = next.rest.0 as f64 <= share * rest.0 as f64;
         let disappointed = self.least.is_some_and(|(_, since)| since >= DISAPPOINTMENTS);
         self.stalled = if shrinks { 0 } else { self.stalled + 1 };
         let (sends, expects) = (would_take(model, rest), words::pages(next.rest));
-        if self.stalled < PATIENCE && !disappointed {
+        if self.stalled < patience && !disappointed {
             let why = match shrinks {
                 true => format!("{sends}; another round should leave {expects}"),
                 false => format!("{sends}; another round may not leave less, but it tells"),
             };
             return self.again(next, why);
         }
-        let rate = model.dirtied(Duration::from_secs(1), self.throttle);
+        let time = model.time_for(rest);
         let reason = format!(
-            "rounds no longer shrink: {} are dirtied in a second, {} a second go out",
-            words::pages(rate),
-            words::pages(PageCount(model.rate().0 as u64 / PageCount(1).bytes().0)),
+            "rounds no longer shrink, {} are dirtied in {}",
+            words::pages(model.dirtied(time, self.throttle)),
+            words::time(time),
         );
         if let Some(decision) = self.slow_down(model, rest, &reason) {
             return decision;
@@ -211,10 +235,14 @@ impl TargetDriven {
     fn slow_down(&mut self, model: &Model, rest: PageCount, reason: &str) -> Option<Decision> {
         let goal = model.goal();
         let limit = goal.throttle.percent();
-        // Without a target, only a method that must ship everything gains.
-        let wanted = match goal.downtime {
-            Some(target) => goal.method != Method::Hybrid && model.fixed() <= target,
-            None => goal.method == Method::PreCopy && model.extra(rest) > WORTH_A_BROWNOUT,
+        // Without a target in reach, only who must ship everything gains.
+        let wanted = match reachable(model) {
+            Some(_) => goal.method != Method::Hybrid,
+            None => {
+                let goes_on = goal.downtime.is_none() || goal.on_miss == OnMiss::Proceed;
+                let gains = model.extra(rest) > WORTH_A_BROWNOUT;
+                goal.method == Method::PreCopy && goes_on && gains
+            }
         };
         if !wanted || self.throttle >= limit {
             return None;
@@ -245,18 +273,22 @@ fn converges(model: &Model, throttle: u8) -> bool {
     let mut rest = model.rest();
     (0..16).any(|_| {
         rest = model.dirtied(model.round_time(rest), throttle);
-        match model.goal().downtime {
+        match reachable(model) {
             Some(target) => model.downtime_at_worst(rest, Rest::Shipped) <= target,
             None => model.extra(rest) <= WORTH_A_BROWNOUT,
         }
     })
 }
 
+/// The target, unless the fixed cost alone misses it.
+fn reachable(model: &Model) -> Option<Duration> {
+    model.goal().downtime.filter(|&target| model.fixed() <= target)
+}
+
 /// Whether the rest is small enough, and why.
 fn enough(model: &Model, rest: PageCount) -> Option<String> {
     let goal = model.goal();
-    let reachable = goal.downtime.filter(|&target| model.fixed() <= target);
-    match reachable {
+    match reachable(model) {
         Some(target) if goal.method != Method::Hybrid => {
             let worst = model.downtime_at_worst(rest, Rest::Shipped);
             (worst <= target).then(|| "that is enough".into())
@@ -340,12 +372,6 @@ fn end(model: &Model, rest: PageCount, how: Rest, why: String) -> Decision {
     }
 }
 
-/// Whether the method may ship the rest inside the freeze, and leave it behind.
-fn ways(goal: &Goal) -> (bool, bool) {
-    let ships = !matches!(goal.method, Method::PostCopy | Method::Hybrid);
-    (ships, goal.method.may_leave_pages())
-}
-
 /// Before any round: the target is out of reach for certain, and a miss would
 /// end in giving up.
 fn hopeless(model: &Model) -> Option<String> {
@@ -363,62 +389,6 @@ fn hopeless(model: &Model) -> Option<String> {
             fixed_misses(model, target)
         )
     })
-}
-
-/// The downtime of the fastest way.
-fn least_downtime(model: &Model) -> Duration {
-    let how = if model.goal().method.may_leave_pages() { Rest::Left } else { Rest::Shipped };
-    model.downtime(PageCount(0), how).max(model.fixed())
-}
-
-fn passes_deadline(model: &Model, finish: Duration) -> bool {
-    model.goal().deadline.is_some_and(|deadline| finish > deadline)
-}
-
-/// `12 480 pages (48.8 MiB) would take 391 ms at 125 MB/s`.
-fn would_take(model: &Model, rest: PageCount) -> String {
-    let Bandwidth(rate) = model.rate();
-    format!(
-        "{} would take {} at {}",
-        words::pages(rest),
-        words::time(model.time_for(rest)),
-        words::rate(Bandwidth(rate))
-    )
-}
-
-fn fixed_misses(model: &Model, target: Duration) -> String {
-    let fixed = words::time(model.fixed());
-    let what = match model.prefill() {
-        Duration::ZERO => String::new(),
-        prefill => format!(", {} of it to put all memory in place", words::time(prefill)),
-    };
-    format!("the fixed cost alone is {fixed}{what}; the target is {}", words::time(target))
-}
-
-fn describe(model: &Model, rest: PageCount, reason: &str) -> String {
-    let sends = would_take(model, rest);
-    let goal = model.goal();
-    let target = match goal.downtime {
-        None => String::new(),
-        Some(target) if model.fixed() > target => format!(", and {}", fixed_misses(model, target)),
-        Some(target) if ways(goal).0 => {
-            let room = target - model.fixed() + model.costs().beside(model.memory());
-            let (target, room) = (words::time(target), words::time(room));
-            format!(", the target of {target} leaves {room}")
-        }
-        Some(target) => {
-            let (fixed, target) = (words::time(model.fixed()), words::time(target));
-            format!(" after a downtime of {fixed}, the target is {target}")
-        }
-    };
-    let late = match goal.deadline {
-        Some(deadline) if passes_deadline(model, model.elapsed() + least_downtime(model)) => {
-            let least = words::time(model.elapsed() + least_downtime(model));
-            format!(", and the end comes at {least}, the deadline at {}", words::time(deadline))
-        }
-        _ => String::new(),
-    };
-    format!("{sends}{target}{late}: {reason}")
 }
 
 #[cfg(test)]

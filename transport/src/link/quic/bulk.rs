@@ -23,6 +23,8 @@ pub enum StreamKind {
     /// What changed in one tree of files. A tree's rounds are counted from 0
     /// and have to be applied in this order.
     Files(TreeId, Round),
+    /// The archive of an image.
+    Image,
     /// Named blobs: read them with [`BlobReceiver`](super::BlobReceiver).
     Blobs,
 }
@@ -32,6 +34,7 @@ impl StreamKind {
         match self {
             Self::Pages(_) => "pages",
             Self::Files(..) => "files",
+            Self::Image => "image",
             Self::Blobs => "blobs",
         }
     }

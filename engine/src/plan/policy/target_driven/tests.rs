@@ -2,7 +2,7 @@
 
 use crate::plan::model::Rest;
 use crate::plan::rehearsal::{Outcome, Writer, rehearse_writer};
-use crate::plan::{Costs, Decision, Goal, LinkFacts, Method, OnMiss, ThrottleLimit};
+use crate::plan::{Costs, Decision, Goal, LinkFacts, Method, OnMiss, Planner, ThrottleLimit};
 use blip_transport::units::{Bandwidth, PageCount};
 use proptest::prelude::*;
 use std::time::Duration;
@@ -147,6 +147,24 @@ fn what_copies_nothing_ahead_is_settled_at_once() {
     }
     let goal = Goal { method: Method::StopAndCopy, downtime: Some(ms(500)), ..Goal::default() };
     assert_eq!(run(goal, writer(64.0, 200e6)).how, None);
+}
+
+#[test]
+fn a_rest_that_grew_unseen_is_left_behind_by_auto_only() {
+    let planned = |method, target| {
+        let goal = Goal { method, downtime: target, ..Goal::default() };
+        let mut planner = Planner::new(goal, Costs::default(), LinkFacts::default());
+        planner.begin(GIB, Duration::ZERO);
+        planner
+    };
+    let little = PageCount(500);
+    let much = PageCount(60_000);
+    let auto = planned(Method::Auto, None);
+    assert_eq!(auto.when_frozen(little, ms(1)), None);
+    assert!(matches!(auto.when_frozen(much, ms(1)), Some(Decision::GoLazy { .. })));
+    assert_eq!(planned(Method::PreCopy, None).when_frozen(much, ms(1)), None);
+    // Nor if the target allows it.
+    assert_eq!(planned(Method::Auto, Some(ms(5_000))).when_frozen(much, ms(1)), None);
 }
 
 #[test]
