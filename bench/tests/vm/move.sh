@@ -10,6 +10,7 @@ on() {
 redis() {
     on client redis-cli -h 10.90.0.140 "$@"
 }
+export BLIP_LAB_PATIENCE=240
 "$bench" lab up --name vm >&2
 for host in a b; do
     pid=$("$bench" lab status --name vm --json | python3 -c "
