@@ -105,8 +105,8 @@ fn shared_memory_moves_once_and_whole() {
     let report = events.last().expect("a report");
     let wire = |round: &serde_json::Value| round["bytes_wire"].as_u64().expect("a number");
     let first = wire(&report["rounds"][0]);
-    let notes = events.iter().filter_map(|event| event["text"].as_str());
-    let note = notes.filter(|text| text.starts_with("images hold")).last().expect("a note");
+    let mut notes = events.iter().filter_map(|event| event["text"].as_str());
+    let note = notes.find(|text| text.starts_with("images hold")).expect("a note");
     let numbers: Vec<u64> = note.split(' ').filter_map(|word| word.parse().ok()).collect();
     let [raw, crossed] = numbers[..] else { panic!("{note}") };
     eprintln!("{note}; the first round {first}; downtime {} ms", report["downtime_ms"]);
