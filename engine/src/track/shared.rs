@@ -193,7 +193,7 @@ mod tests {
         file.write_all_at(&[2; 10], (1 << 30) - 10).unwrap();
         let ino = file.metadata().unwrap().ino();
         let (mut shared, mut book) = (Shared::default(), Book::default());
-        let mut offered = |shared: &mut Shared, book: &mut Book| {
+        let offered = |shared: &mut Shared, book: &mut Book| {
             book.1.clear();
             shared.each(&[task, task], book, || true);
             let own = |at: &&PageAt| {
