@@ -10,7 +10,7 @@ use crate::image::{Held, ImageOrder};
 use crate::mounts::Mount;
 use crate::network::Neighbour;
 use blip_transport::page::{PageAt, PageRun, SpaceId};
-use blip_transport::units::{ByteSize, Round};
+use blip_transport::units::{ByteSize, PageCount, Round};
 use serde::{Deserialize, Serialize};
 
 /// Something found before anything was touched.
@@ -117,11 +117,24 @@ pub struct RestoreRequest {
     pub tasks: Vec<MissingPages>,
     /// How many images have been sent.
     pub images: u32,
+    /// Images whose bytes are in the store.
+    pub stored: Vec<StoredImage>,
     /// All memory must be in the processes before the hold is told.
     pub resident: bool,
     /// The source sends the pages that the store lacks without being asked, in
     /// one more round.
     pub pushed: bool,
+}
+
+/// An image of CRIU's that travelled as pages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredImage {
+    /// The number in its name, `pages-<number>.img`.
+    pub number: u32,
+    /// Where its pages are in the store, from page 0 on.
+    pub space: SpaceId,
+    /// How many there are.
+    pub pages: PageCount,
 }
 
 /// From source to target.

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// How long Docker may take to answer after its host was started.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Seconds to wait instead, where that is too short: on an emulated machine.
+const PATIENCE_VARIABLE: &str = "BLIP_LAB_PATIENCE";
 
 /// Joins the cgroups named before `--`, then becomes the command after it.
 const JOIN: &str = r#"while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; done
@@ -210,7 +212,9 @@ impl Host {
     }
 
     fn wait_for_docker(&self, log: &Path) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let patience = std::env::var(PATIENCE_VARIABLE).ok().and_then(|n| n.parse().ok());
+        let patience = patience.map_or(PATIENCE, Duration::from_secs);
+        let deadline = Instant::now() + patience;
         while !answers(&self.docker_socket()) {
             if !self.is_alive() {
                 return Err(failure(&self.name, "its init ended", log));
@@ -218,7 +222,7 @@ impl Host {
             if Instant::now() > deadline {
                 return Err(LabError::Host {
                     host: self.name.clone(),
-                    why: format!("Docker did not answer within {} s", PATIENCE.as_secs()),
+                    why: format!("Docker did not answer within {} s", patience.as_secs()),
                     log: self.docker_log(),
                 });
             }

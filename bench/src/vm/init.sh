@@ -13,7 +13,10 @@ echo @THP@ >/sys/kernel/mm/transparent_hugepage/enabled
 HOME_OF_ROOT=$($B echo /cache/*)
 ROOT=$HOME_OF_ROOT/rootfs
 for dir in proc sys dev; do $B mount --bind /$dir $ROOT/$dir; done
-$B chroot $ROOT /usr/sbin/modprobe -a virtio_blk overlay loop veth bridge macvlan
+# What Docker would load one by one, and slowly.
+$B chroot $ROOT /usr/sbin/modprobe -a virtio_blk overlay loop veth bridge macvlan tun sch_tbf \
+    nf_conntrack nf_tables nf_nat ip_tables iptable_nat iptable_filter xt_addrtype xt_conntrack \
+    xt_MASQUERADE br_netfilter
 $B mkdir -p /rw/upper /rw/work /rw/labs
 $B mount -t overlay -o lowerdir=$ROOT,upperdir=/rw/upper,workdir=/rw/work none /new
 cd /new || exit

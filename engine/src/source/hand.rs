@@ -14,19 +14,21 @@ use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdic
 use crate::lazy::LazyPlan;
 use crate::ledger::{Ledger, SourceRecord};
 use crate::plan::LinkFacts;
-use crate::protocol::{MissingPages, PageRequest, RestoreRequest, ToSource, ToTarget};
+use crate::protocol::{MissingPages, PageRequest, RestoreRequest, StoredImage, ToSource, ToTarget};
 use crate::target::intake::{INVENTORY, LOG};
 use crate::target::pages::tag;
 use crate::throttle::Throttle;
 use crate::track::runs::Runs;
+use crate::track::shared::image_space;
 use crate::track::{Stop, Task};
 use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Connection, Priority};
 use blip_transport::page::PageAt;
-use blip_transport::units::{Bandwidth, ByteSize, PAGE_SIZE, Round};
+use blip_transport::units::{Bandwidth, ByteSize, PAGE_SIZE, PageCount, Round};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::VecDeque;
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::task::{JoinError, JoinHandle};
 
@@ -253,7 +255,33 @@ impl<'a> Handover<'a> {
             tracing::debug!(pages = absent.len(), "pages only CRIU knew of");
             self.patch(absent).await?;
         }
-        Ok(RestoreRequest { tasks, images: 0, resident, pushed: leaves })
+        let stored = self.send_page_images().await?;
+        Ok(RestoreRequest { tasks, images: 0, stored, resident, pushed: leaves })
+    }
+
+    /// Images of pages go as pages: what was sent ahead of them goes by name.
+    async fn send_page_images(&mut self) -> Result<Vec<StoredImage>, MigrateError> {
+        let directory = self.images()?;
+        let state = |source| MigrateError::State { path: directory.clone(), source };
+        let (mut stored, mut files) = (Vec::new(), Vec::new());
+        for (number, path) in page_images(&directory).map_err(state)? {
+            let file = File::open(&path).map_err(state)?;
+            let pages = PageCount(file.metadata().map_err(state)?.len() / PAGE_SIZE as u64);
+            let space = image_space(number);
+            stored.push(StoredImage { number, space, pages });
+            files.push((space, file));
+        }
+        if !files.is_empty() {
+            let round = self.next_round();
+            let link = self.peer.link.clone();
+            let (pump, done) = self.take_pump()?.images(round, files, &link).await?;
+            self.copied.pump = Some(pump);
+            let (raw, wire) = (done.report.dirty.bytes(), done.report.bytes_wire);
+            let text = format!("images hold {} bytes of pages, {} crossed the link", raw.0, wire.0);
+            self.run.events.send(Event::Note { text });
+            self.confirm(round, done.batches).await?;
+        }
+        Ok(stored)
     }
 
     /// The pages that CRIU was kept from seeing are those the last scan found.
@@ -633,13 +661,31 @@ async fn finished<T>(task: &mut Option<JoinHandle<T>>) -> Result<T, JoinError> {
     }
 }
 
-/// Every image, the inventory last: it lets the waiting restore go on.
+/// The number in the name of an image of pages.
+fn page_image(name: &str) -> Option<u32> {
+    name.strip_prefix("pages-")?.strip_suffix(".img")?.parse().ok()
+}
+
+/// The images of pages.
+fn page_images(directory: &Path) -> std::io::Result<Vec<(u32, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if let Some(number) = entry.file_name().to_str().and_then(page_image) {
+            found.push((number, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Every image but those, the inventory last: it lets the waiting restore go on.
 fn read_images(directory: &Path) -> Result<Vec<(BlobName, Bytes)>, MigrateError> {
     let state = |source| MigrateError::State { path: directory.into(), source };
     let mut images = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(state)?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if NOT_SENT.contains(&name.as_str()) || name == LOG {
+        if NOT_SENT.contains(&name.as_str()) || name == LOG || page_image(&name).is_some() {
             continue;
         }
         let Some(blob) = BlobName::new(&name) else { continue };

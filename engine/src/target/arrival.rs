@@ -14,10 +14,11 @@ use crate::history::{End, Journal, Side};
 use crate::lazy::{LazyEvent, LazyHandle, LazyOptions, LazyPlan, TaskPlan};
 use crate::ledger::{Made, TargetRecord, TargetStep};
 use crate::network::{self, Lift};
-use crate::protocol::{RestoreRequest, StageRequest, ToSource, ToTarget};
+use crate::protocol::{RestoreRequest, StageRequest, StoredImage, ToSource, ToTarget};
 use crate::runtime::stage::{Report, StageDir, StageEvent};
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender};
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -348,6 +349,9 @@ impl Arrival {
         let Some(staged) = &mut self.staged else { return };
         let Some(inventory) = self.intake.images(request.images).await else { return };
         let images = staged.images.clone();
+        if let Err(error) = self.write_page_images(&images, &request.stored).await {
+            return self.fail(error).await;
+        }
         let inbox = server.inbox();
         self.intake.tell(inbox.clone());
         self.resident = request.resident;
@@ -375,6 +379,21 @@ impl Arrival {
             Ok(Err(error)) => self.fail(error.to_string()).await,
             Err(error) => self.fail(error.to_string()).await,
         }
+    }
+
+    /// Images that came as pages are laid out as files, for CRIU to read.
+    async fn write_page_images(
+        &self,
+        directory: &Path,
+        stored: &[StoredImage],
+    ) -> Result<(), String> {
+        let (intake, directory) = (self.intake.clone(), directory.to_owned());
+        let stored = stored.to_vec();
+        let writing = tokio::task::spawn_blocking(move || {
+            stored.iter().try_for_each(|image| intake.write_page_image(&directory, image))
+        });
+        let written = writing.await.map_err(|error| error.to_string())?;
+        written.map_err(|error| error.to_string())
     }
 
     /// That the container may run here from now on goes to the disk while CRIU

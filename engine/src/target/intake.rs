@@ -2,16 +2,17 @@
 //! images into their directory, files into the container.
 
 use crate::lazy::RemoteInbox;
+use crate::protocol::StoredImage;
 use blip_transport::files::{Apply, ApplyOptions};
 use blip_transport::link::LinkError;
 use blip_transport::link::quic::{BlobReceiver, BulkReceiver, Connection, StreamKind};
-use blip_transport::page::PageAt;
-use blip_transport::store::PageStore;
-use blip_transport::units::{ByteSize, Round, TreeId};
+use blip_transport::page::{PageAt, PageIndex};
+use blip_transport::store::{PageStore, StoredPage};
+use blip_transport::units::{ByteSize, PAGE_SIZE, Round, TreeId};
 use blip_transport::wire;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -276,6 +277,37 @@ impl Intake {
             (progress.images >= count).then(|| progress.inventory.take()).flatten()
         })
         .await
+    }
+
+    /// Writes an image whose pages are in the store, which then lets go of them.
+    ///
+    /// # Errors
+    /// If a page is missing, or the file cannot be written.
+    pub fn write_page_image(
+        &self,
+        directory: &Path,
+        image: &StoredImage,
+    ) -> Result<(), IntakeError> {
+        let path = directory.join(format!("pages-{}.img", image.number));
+        let failed = |source| IntakeError::Write { path: path.clone(), source };
+        // Never through a link or over what is there: images come once.
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let file = file.map_err(failed)?;
+        file.set_len(image.pages.bytes().0).map_err(failed)?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        for index in (0..image.pages.0).map(PageIndex) {
+            let at = PageAt { space: image.space, index };
+            let mut store = write(&self.store);
+            match store.get(at) {
+                Some(StoredPage::Data(bytes)) => out.write_all(bytes).map_err(failed)?,
+                Some(StoredPage::Zero) => out.write_all(&[0; PAGE_SIZE]).map_err(failed)?,
+                None => {
+                    return Err(failed(io::Error::other(format!("page {} never came", index.0))));
+                }
+            }
+            store.release(at);
+        }
+        out.flush().map_err(failed)
     }
 
     async fn until<T>(&self, mut ready: impl FnMut(&mut Progress) -> Option<T>) -> Option<T> {

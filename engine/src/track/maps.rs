@@ -132,6 +132,21 @@ impl Mappings {
     }
 }
 
+/// Ranges of addresses, in bytes, at which a process has shared objects mapped:
+/// what CRIU calls anonymous shared memory.
+pub(super) fn shared_objects(pid: i32) -> io::Result<Vec<(u64, u64)>> {
+    Ok(shared_in(&std::fs::read(format!("/proc/{pid}/maps"))?))
+}
+
+fn shared_in(maps: &[u8]) -> Vec<(u64, u64)> {
+    let names: [&[u8]; 3] = [b"/dev/zero (deleted)", b"/SYSV", b"/memfd:"];
+    let heads = maps.split(|&byte| byte == b'\n').filter_map(Head::parse);
+    let shared =
+        heads.filter(|head| !head.private && names.iter().any(|name| head.name.starts_with(name)));
+    let bytes = |page: u64| page * PAGE_SIZE as u64;
+    shared.map(|head| (bytes(head.mapping.start), bytes(head.mapping.end))).collect()
+}
+
 /// A head line: `start-end perms offset major:minor inode   name`.
 struct Head<'a> {
     mapping: Mapping,
@@ -226,6 +241,19 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
         assert_eq!(large, [0x55d0_c8a0_0000, 0x7f00_0000_0000], "the stack is not among them");
         assert_eq!(found.large(0x22).pages().0, 0x3fdf);
         assert!(!Mappings::parse(b"").any);
+    }
+
+    #[test]
+    fn shared_objects_are_told_from_files() {
+        let more = "\
+7f0000000000-7f0000002000 rw-s 00000000 00:01 5                          /SYSV00000000 (deleted)
+7f0000002000-7f0000004000 r--s 00002000 00:01 9                          /memfd:a b (deleted)
+7f0000004000-7f0000005000 rw-s 00000000 fe:00 7                          /var/lib/data
+7f0000005000-7f0000006000 rw-p 00000000 00:01 9                          /memfd:a b (deleted)
+";
+        let starts: Vec<u64> =
+            shared_in((MAPS.to_owned() + more).as_bytes()).iter().map(|range| range.0).collect();
+        assert_eq!(starts, [0x7f11_0000_0000, 0x7f00_0000_0000, 0x7f00_0000_2000]);
     }
 
     #[test]

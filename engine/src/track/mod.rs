@@ -25,6 +25,7 @@ pub mod probe;
 pub mod read;
 mod resident;
 pub mod runs;
+pub mod shared;
 mod soft_dirty;
 mod write_protect;
 

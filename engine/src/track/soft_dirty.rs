@@ -16,6 +16,7 @@
 //! delivered: then all bits are cleared again, all pages are dirty, and a new
 //! chain begins.
 
+use super::direct_io::DirectIo;
 use super::identity::{Identity, is_gone};
 use super::maps::Mappings;
 use super::resident::{not_soft_dirty, resident};
@@ -47,6 +48,9 @@ struct Space {
     seen: Runs,
     /// Reported, but not delivered: dirty in the next scan.
     debt: Runs,
+    /// Devices have been seen to write into it whenever they like, past every
+    /// bit: in the end all is dirty.
+    by_devices: bool,
 }
 
 impl SoftDirty {
@@ -112,13 +116,16 @@ impl SoftDirty {
     ) -> Result<Option<SpaceScan>, TrackError> {
         let look = |what| move |source| TrackError::Look { what, pid: task.pid, source };
         let looked = looked(task.pid, stop).map_err(look("look at the pages"))?;
-        let Some(Looked { identity, ours, resident, unwritten }) = looked else { return Ok(None) };
+        let Some(looked) = looked else { return Ok(None) };
+        let Looked { identity, ours, resident, unwritten, by_devices } = looked;
         let known = self.spaces.get(&task.space);
         let restarted = known.is_none_or(|s| s.pid != task.pid || s.identity != identity);
         let nothing = Runs::default();
+        let by_devices = by_devices || known.is_some_and(|s| !restarted && s.by_devices);
         let mut clean = match known {
             Some(space) if !restarted => {
                 let clean = match stop {
+                    Stop::Frozen if by_devices => &nothing,
                     Stop::Frozen => &unwritten,
                     Stop::Live => {
                         let found = self.taken.as_ref().and_then(|t| t.spaces.get(&task.space));
@@ -142,7 +149,8 @@ impl SoftDirty {
             let covered =
                 self.taken.as_ref().is_none_or(|taken| taken.spaces.contains_key(&task.space));
             let seen = if covered { resident.clone() } else { Runs::default() };
-            let space = Space { pid: task.pid, identity, seen, debt: nothing };
+            let pid = task.pid;
+            let space = Space { pid, identity, seen, debt: nothing, by_devices };
             self.spaces.insert(task.space, space);
         }
         Ok(Some(SpaceScan {
@@ -163,16 +171,20 @@ struct Looked {
     resident: Runs,
     /// Those whose bit is clear; read only when it stands still.
     unwritten: Runs,
+    /// There is asynchronous direct I/O.
+    by_devices: bool,
 }
 
 fn looked(pid: i32, stop: Stop) -> io::Result<Option<Looked>> {
     let look = || {
         let Some(identity) = Identity::read(pid)? else { return Ok(None) };
-        let ours = Mappings::read_with_flags(pid)?.pages();
+        let mappings = Mappings::read_with_flags(pid)?;
+        let ours = mappings.pages();
+        let by_devices = DirectIo::of(pid, mappings.aio)? == DirectIo::Asynchronous;
         let resident = resident(pid, &ours)?;
         let unwritten =
             if stop == Stop::Frozen { not_soft_dirty(pid, &resident)? } else { Runs::default() };
-        Ok(Some(Looked { identity, ours, resident, unwritten }))
+        Ok(Some(Looked { identity, ours, resident, unwritten, by_devices }))
     };
     match look() {
         Err(error) if is_gone(&error) => Ok(None),

@@ -86,6 +86,7 @@ pub(crate) fn run(seed: &str) {
         Box::new(move |dice| forks(shared, dice)),
         Box::new(spawns),
         Box::new(short_threads),
+        Box::new(memory_files),
     ];
     for trouble in troubles.drain(..) {
         let dice = Dice::new(seed * 31 + dice.roll(1 << 30) as u64);
@@ -244,11 +245,18 @@ unsafe fn move_over(areas: &mut [Area], slot: usize, dice: &mut Dice) {
     let length = from.pages * PAGE;
     // SAFETY: both are the caller's; what stood at `onto` is given up, and
     // nothing else may be mapped there in between.
-    unsafe {
-        libc::mremap(from.at(0), length, length, flags, onto.at(0));
+    let moved = unsafe {
+        let moved = libc::mremap(from.at(0), length, length, flags, onto.at(0));
         if from.pages < onto.pages {
             libc::munmap(onto.at(from.pages), (onto.pages - from.pages) * PAGE);
         }
+        moved != libc::MAP_FAILED
+    };
+    if !moved {
+        // Before Linux 6.17 what has become several mappings is not moved; what
+        // stood there is gone all the same, and others may have taken the place.
+        areas[other] = Area::map(1 + dice.roll(64));
+        return;
     }
     areas[other] = Area { start: onto.start, pages: from.pages };
     areas[slot] = Area::map(1 + dice.roll(64));
@@ -314,6 +322,40 @@ fn spawns(mut dice: Dice) {
             rest(30_000 + dice.roll(60_000) as u64);
             let _ = child.kill();
             let _ = child.wait();
+        }
+    }
+}
+
+/// Files in memory, mapped in both ways, written through each, and gone again:
+/// none of it is the tracker's, and none of it may pass for what is.
+fn memory_files(mut dice: Dice) {
+    loop {
+        let pages = 1 + dice.roll(48);
+        let (length, prot) = (pages * PAGE, libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: all is this function's own, and unmapped again by its length.
+        unsafe {
+            let file = libc::memfd_create(c"hostile".as_ptr(), libc::MFD_CLOEXEC);
+            libc::ftruncate(file, length as i64);
+            let [shared, private] = [libc::MAP_SHARED, libc::MAP_PRIVATE].map(|flags| {
+                let start = libc::mmap(ptr::null_mut(), length, prot, flags, file, 0);
+                assert_ne!(start, libc::MAP_FAILED);
+                Area { start: start.cast(), pages }
+            });
+            let heap = Area::map(pages);
+            for _ in 0..dice.roll(40) {
+                shared.scribble(3, &mut dice);
+                private.scribble(3, &mut dice);
+                heap.scribble(3, &mut dice);
+                // The kernel writes, both ways.
+                let page = dice.roll(pages);
+                libc::pwrite(file, heap.at(page), PAGE, (dice.roll(pages) * PAGE) as i64);
+                libc::pread(file, heap.at(page), PAGE, (dice.roll(pages) * PAGE) as i64);
+                rest(700);
+            }
+            for area in [shared, private, heap] {
+                libc::munmap(area.at(0), length);
+            }
+            libc::close(file);
         }
     }
 }

@@ -12,16 +12,18 @@ use super::gauge::{Brake, Gauge};
 use crate::event::{RoundReport, millis};
 use crate::track::read::{ReadError, Reader};
 use crate::track::runs::Runs;
-use crate::track::{Scan, Stop, Task, TrackError, Tracker};
+use crate::track::shared::{self, Offer, Shared};
+use crate::track::{Scan, Sent, Stop, Task, TrackError, Tracker};
 use blip_transport::encode::{EncodeOptions, Encoder, RoundTally};
 use blip_transport::link::LinkError;
 use blip_transport::link::quic::{Connection, Priority, StreamKind};
-use blip_transport::page::{PageAt, PageIndex, PageRun, SpaceId};
-use blip_transport::units::{ByteSize, PageCount, Round};
+use blip_transport::page::{ContentHash, PageAt, PageIndex, PageRun, SpaceId};
+use blip_transport::units::{ByteSize, PAGE_SIZE, PageCount, Round};
 use blip_transport::wire::{Batch, RawBatch};
 use books::Books;
 pub use books::Take;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::time::Instant;
 use tokio::sync::mpsc;
 
@@ -60,6 +62,7 @@ pub struct Pump {
     reader: Reader,
     encoder: Encoder,
     books: Books,
+    shared: Shared,
     /// Resident pages that the target is known to hold.
     confirmed: BTreeMap<SpaceId, Runs>,
 }
@@ -99,6 +102,7 @@ impl Pump {
             reader: Reader::new(),
             encoder: Encoder::new(options),
             books: Books::default(),
+            shared: Shared::default(),
             confirmed: BTreeMap::new(),
         }
     }
@@ -239,9 +243,47 @@ impl Pump {
             self.books.hold(space.space, share.kept);
         }
         self.tracker.copied();
+        if order.stop == Stop::Live {
+            found.dirty += self.offer_shared(&order.tasks, gauge, out);
+        }
         let tally = self.finish(out);
         self.books.remember(scan);
         Ok((tally, found))
+    }
+
+    /// Sends ahead what changed of the memory that the processes share; answers
+    /// how many pages.
+    fn offer_shared(&mut self, tasks: &[Task], gauge: &Gauge, out: &Sink) -> PageCount {
+        let mut ahead = Ahead { encoder: &mut self.encoder, out, offered: PageCount(0) };
+        self.shared.each(tasks, &mut ahead, || !gauge.is_cut());
+        ahead.offered
+    }
+
+    /// Sends the pages of images of CRIU's, by name where the target has their
+    /// content.
+    pub async fn images(
+        self,
+        round: Round,
+        images: Vec<(SpaceId, File)>,
+        link: &Connection,
+    ) -> Result<(Self, RoundDone), PumpError> {
+        let mut count = 0;
+        for (_, file) in &images {
+            count += file.metadata().map_err(PumpError::Copy)?.len() / PAGE_SIZE as u64;
+        }
+        let work = move |pump: &mut Self, out: &Sink| {
+            pump.encoder.begin_round(round);
+            for (space, file) in &images {
+                let encoder = &mut pump.encoder;
+                let offer = |run, bytes: &[u8]| {
+                    encoder.pages(*space, run, bytes);
+                    out.take_from(encoder);
+                };
+                shared::each_page_of(file, offer).map_err(PumpError::Copy)?;
+            }
+            Ok(pump.finish(out))
+        };
+        self.extra(round, PageCount(count), link, work).await
     }
 
     fn read_again(
@@ -406,6 +448,28 @@ impl Pump {
     /// Reads pages of the frozen container for a target that asks.
     pub fn fetch(&self) -> Fetcher {
         Fetcher { owners: self.books.owners.clone(), reader: Reader::new() }
+    }
+}
+
+/// Sends pages of shared memory ahead.
+struct Ahead<'a> {
+    encoder: &'a mut Encoder,
+    out: &'a Sink,
+    offered: PageCount,
+}
+
+impl Sent for Ahead<'_> {
+    fn content(&self, at: PageAt) -> Option<ContentHash> {
+        self.encoder.content(at)
+    }
+}
+
+impl Offer for Ahead<'_> {
+    fn page(&mut self, at: PageAt, bytes: &[u8]) {
+        let run = PageRun { start: at.index, count: PageCount(1) };
+        self.encoder.pages(at.space, run, bytes);
+        self.out.take_from(self.encoder);
+        self.offered += PageCount(1);
     }
 }
 

@@ -1,0 +1,405 @@
+//! What each tracker costs: how long the tracked process stands still, how
+//! much processor time a round takes, what it finds, and what a write costs
+//! the process after it. See `results/trackers/README.md`.
+//!
+//! ```text
+//! cargo run --release -p blip-engine --example trackers -- --out results/trackers
+//! ```
+//!
+//! The tracked process is this program itself, started as `writer`. Each case
+//! (tracker × size × share dirtied) is a process of its own: one full round,
+//! then as many as asked for, each after the writer has dirtied its share; then
+//! the writer is stopped, and the last scan is made as in a freeze.
+
+use anyhow::{Context as _, Result, ensure};
+use blip_engine::criu::predump::PreDumpSpec;
+use blip_engine::track::read::Reader;
+use blip_engine::track::{
+    Hash, SoftDirty, Stop, Task, Tracker, TrackerKind, WriteProtect, capabilities,
+};
+use blip_transport::encode::{EncodeOptions, Encoder};
+use blip_transport::page::SpaceId;
+use blip_transport::units::{PAGE_SIZE, Round};
+use clap::{Parser, ValueEnum};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// Trackers to measure; by default all that this kernel can
+    #[arg(long, value_enum)]
+    tracker: Vec<Kind>,
+    /// Sizes of the writer's memory in MiB
+    #[arg(long, value_delimiter = ',', default_value = "64,1024,4096")]
+    sizes: Vec<u64>,
+    /// Shares of it dirtied between rounds, in percent
+    #[arg(long, value_delimiter = ',', default_value = "0.1,10,100")]
+    shares: Vec<f64>,
+    /// Rounds after the first
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Directory for samples.jsonl and summary.md; by default only a table is
+    /// printed
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Be the writer
+    #[arg(long, hide = true, value_name = "MIB")]
+    writer: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    WriteProtect,
+    SoftDirty,
+    Hash,
+}
+
+/// One round of one case.
+#[derive(Clone, Debug, Serialize)]
+struct Sample {
+    tracker: TrackerKind,
+    mib: u64,
+    percent: f64,
+    /// 0: the full one. `null`: the one that finds the writer stopped.
+    round: Option<u32>,
+    /// Pages the tracker reported.
+    dirty_pages: u64,
+    /// Of those, pages whose content the target lacked.
+    sent_pages: u64,
+    /// Bytes after compression.
+    wire_bytes: u64,
+    scan_ms: f64,
+    /// With reading and encoding.
+    round_ms: f64,
+    /// Longest time, and sum of all times, that the writer stood still.
+    stop_max_ms: f64,
+    stop_sum_ms: f64,
+    /// Processor time of this program and of CRIU, scan to end.
+    cpu_ms: f64,
+    /// What the writes before this round cost the writer.
+    writes: Option<Writes>,
+    /// Most bytes of images at any time.
+    peak_bytes: u64,
+}
+
+/// What a burst of writes, one to each page, cost.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Writes {
+    pages: u64,
+    mean_ns: f64,
+    p99_ns: u64,
+    max_us: f64,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    if let Some(mib) = options.writer {
+        return write(mib);
+    }
+    let mut samples = Vec::new();
+    for ability in capabilities() {
+        let asked = options.tracker.is_empty()
+            || options.tracker.iter().any(|&kind| kind_of(kind) == ability.tracker);
+        match ability.missing {
+            Some(missing) if asked => eprintln!("{} is left out: {missing}", ability.tracker),
+            None if asked => {
+                for &mib in &options.sizes {
+                    for &percent in &options.shares {
+                        let case = Case { kind: ability.tracker, mib, percent };
+                        eprintln!("{} {mib} MiB {percent} %", case.kind);
+                        samples.extend(case.measure(options.rounds)?);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let summary = summary(&samples);
+    println!("{summary}");
+    if let Some(out) = options.out {
+        std::fs::create_dir_all(&out)?;
+        let lines: Vec<String> =
+            samples.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+        std::fs::write(out.join("samples.jsonl"), lines.join("\n") + "\n")?;
+        std::fs::write(out.join("summary.md"), summary)?;
+    }
+    Ok(())
+}
+
+fn kind_of(kind: Kind) -> TrackerKind {
+    match kind {
+        Kind::WriteProtect => TrackerKind::WriteProtect,
+        Kind::SoftDirty => TrackerKind::SoftDirty,
+        Kind::Hash => TrackerKind::Hash,
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy)]
+struct Case {
+    kind: TrackerKind,
+    mib: u64,
+    percent: f64,
+}
+
+impl Case {
+    fn measure(self, rounds: u32) -> Result<Vec<Sample>> {
+        let mut writer = Writer::start(self.mib)?;
+        let untracked = writer.write(self.percent)?;
+        let images = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
+        let tracker: Box<dyn Tracker> = match self.kind {
+            TrackerKind::WriteProtect => Box::new(WriteProtect::new()?),
+            TrackerKind::Hash => Box::new(Hash::new()),
+            TrackerKind::SoftDirty => Box::new(SoftDirty::new(PreDumpSpec {
+                pid: writer.pid(),
+                rootfs: "/".into(),
+                external: Vec::new(),
+                directory: images.path().join("pre-dumps"),
+            })),
+        };
+        let mut pump = Pump {
+            case: self,
+            tracker,
+            encoder: Encoder::new(EncodeOptions::default()),
+            reader: Reader::new(),
+            next: 0,
+        };
+        let task = Task { pid: writer.pid(), space: SpaceId(writer.pid() as u32) };
+        let mut samples = vec![pump.round(task, Stop::Live, Some(untracked))?];
+        for _ in 0..rounds {
+            let writes = writer.write(self.percent)?;
+            samples.push(pump.round(task, Stop::Live, Some(writes))?);
+        }
+        let writes = writer.write(self.percent)?;
+        writer.stop()?;
+        samples.push(pump.round(task, Stop::Frozen, Some(writes))?);
+        Ok(samples)
+    }
+}
+
+/// One case at work.
+struct Pump {
+    case: Case,
+    tracker: Box<dyn Tracker>,
+    encoder: Encoder,
+    reader: Reader,
+    next: u32,
+}
+
+impl Pump {
+    fn round(&mut self, task: Task, stop: Stop, writes: Option<Writes>) -> Result<Sample> {
+        let (begun, cpu) = (Instant::now(), cpu_time()?);
+        let number = self.next;
+        self.next += 1;
+        self.encoder.begin_round(Round(number));
+        let scan = self.tracker.scan_against(&[task], stop, &self.encoder)?;
+        let (mut wire, mut dirty) = (0, 0);
+        for space in &scan.spaces {
+            dirty += space.dirty.iter().map(|run| run.count.0).sum::<u64>();
+            let encoder = &mut self.encoder;
+            let mut take = |run, bytes: &[u8]| {
+                encoder.pages(space.space, run, bytes);
+                while let Some(batch) = encoder.next_batch() {
+                    wire += batch.compress(1).wire_size().0;
+                }
+            };
+            let rest = self.tracker.copy(space.space, &space.dirty, &mut take)?;
+            self.reader.each(space.pid, rest.as_slice(), stop, take)?;
+        }
+        self.tracker.copied();
+        let tally = self.encoder.finish_round();
+        while let Some(batch) = self.encoder.next_batch() {
+            wire += batch.compress(1).wire_size().0;
+        }
+        let stats = self.tracker.stats();
+        Ok(Sample {
+            tracker: self.case.kind,
+            mib: self.case.mib,
+            percent: self.case.percent,
+            round: (stop == Stop::Live).then_some(number),
+            dirty_pages: dirty,
+            sent_pages: (tally.data + tally.delta + tally.zero + tally.deduplicated).0,
+            wire_bytes: wire,
+            scan_ms: millis(scan.took),
+            round_ms: millis(begun.elapsed()),
+            stop_max_ms: millis(stats.last.stop_max),
+            stop_sum_ms: millis(stats.last.stop_sum),
+            cpu_ms: millis(cpu_time()? - cpu),
+            writes,
+            peak_bytes: stats.peak.0,
+        })
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Processor time of this program and of what it started and has ended.
+fn cpu_time() -> Result<Duration> {
+    let mut sum = Duration::ZERO;
+    for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
+        let usage = getrusage(who)?;
+        for time in [usage.user_time(), usage.system_time()] {
+            sum += Duration::new(time.tv_sec() as u64, time.tv_usec() as u32 * 1000);
+        }
+    }
+    Ok(sum)
+}
+
+/// The process that is tracked; killed when dropped.
+struct Writer {
+    child: Child,
+    say: ChildStdin,
+    hear: BufReader<ChildStdout>,
+}
+
+impl Writer {
+    fn start(mib: u64) -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["--writer", &mib.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let say = child.stdin.take().context("stdin")?;
+        let hear = BufReader::new(child.stdout.take().context("stdout")?);
+        let mut writer = Self { child, say, hear };
+        ensure!(writer.line()? == "ready\n", "the writer did not start");
+        Ok(writer)
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.hear.read_line(&mut line)?;
+        Ok(line)
+    }
+
+    /// Has it write to a share of its pages.
+    fn write(&mut self, percent: f64) -> Result<Writes> {
+        writeln!(self.say, "{percent}")?;
+        Ok(serde_json::from_str(&self.line()?)?)
+    }
+
+    fn stop(&self) -> Result<()> {
+        kill(Pid::from_raw(self.pid()), Signal::SIGSTOP)?;
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+            if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "the writer does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The writer: fills its memory, then writes when told and says what it cost.
+fn write(mib: u64) -> Result<()> {
+    let pages = (mib << 20) as usize / PAGE_SIZE;
+    let mut memory = vec![0_u8; pages * PAGE_SIZE];
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    // About half of each page is random: it compresses as data do.
+    for word in memory.chunks_exact_mut(16) {
+        word[..8].copy_from_slice(&random().to_ne_bytes());
+    }
+    println!("ready");
+    for line in std::io::stdin().lines() {
+        let percent: f64 = line?.trim().parse()?;
+        let count = ((pages as f64 * percent / 100.0) as usize).max(1);
+        let step = (pages / count).max(1);
+        let mut nanos = Vec::with_capacity(count);
+        for page in (0..pages).step_by(step) {
+            let value = random().to_ne_bytes();
+            let at = page * PAGE_SIZE + 64 * (value[0] as usize % 60);
+            let begun = Instant::now();
+            std::hint::black_box(&mut memory)[at..at + 8].copy_from_slice(&value);
+            nanos.push(begun.elapsed().as_nanos() as u64);
+        }
+        nanos.sort_unstable();
+        let writes = Writes {
+            pages: nanos.len() as u64,
+            mean_ns: nanos.iter().sum::<u64>() as f64 / nanos.len() as f64,
+            p99_ns: nanos[(nanos.len() - 1) * 99 / 100],
+            max_us: *nanos.last().unwrap_or(&0) as f64 / 1e3,
+        };
+        println!("{}", serde_json::to_string(&writes)?);
+    }
+    Ok(())
+}
+
+/// The medians of each case.
+fn summary(samples: &[Sample]) -> String {
+    let mut text = String::from(
+        "| tracker | MiB | dirtied | pages found | pages sent | wire KiB | scan ms | round CPU ms \
+         | stop max ms | stop sum ms | write ns (untracked → tracked) | frozen scan ms | frozen \
+         scan + read ms | images MiB |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    let mut rest = samples;
+    while let Some(first) = rest.first() {
+        let same = |s: &&Sample| {
+            (s.tracker, s.mib, s.percent.to_bits())
+                == (first.tracker, first.mib, first.percent.to_bits())
+        };
+        let count = rest.iter().take_while(same).count();
+        let (case, after) = rest.split_at(count);
+        rest = after;
+        let rounds: Vec<&Sample> = case.iter().filter(|s| s.round.is_some_and(|r| r > 0)).collect();
+        let frozen = case.iter().find(|s| s.round.is_none());
+        let mid = |of: fn(&Sample) -> f64| median(rounds.iter().map(|s| of(s)).collect());
+        let last = |of: fn(&Sample) -> f64| frozen.map_or(0.0, of);
+        let cost = |s: &Sample| s.writes.map_or(0.0, |w| w.mean_ns);
+        // The first writes come before any tracking, the next after a full round.
+        let tracked = median(rounds.iter().skip(1).map(|s| cost(s)).collect());
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} % | {:.0} | {:.0} | {:.0} | {:.2} | {:.1} | {:.2} | {:.2} | {:.0} → \
+             {:.0} | {:.2} | {:.2} | {:.0} |",
+            first.tracker,
+            first.mib,
+            first.percent,
+            mid(|s| s.dirty_pages as f64),
+            mid(|s| s.sent_pages as f64),
+            mid(|s| s.wire_bytes as f64 / 1024.0),
+            mid(|s| s.scan_ms),
+            mid(|s| s.cpu_ms),
+            case.iter().map(|s| s.stop_max_ms).fold(0.0, f64::max),
+            case.iter().map(|s| s.stop_sum_ms).sum::<f64>(),
+            cost(first),
+            tracked,
+            last(|s| s.scan_ms),
+            last(|s| s.round_ms),
+            case.iter().map(|s| s.peak_bytes).max().unwrap_or(0) as f64 / 1_048_576.0,
+        );
+    }
+    text
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
