@@ -64,7 +64,7 @@ impl Run {
     ) -> Result<Copied, MigrateError> {
         let (tracker, why) =
             track::choose(self.order.tracker, subject.pre_dumps(work)).map_err(PumpError::from)?;
-        self.decide(format!("track by {}", tracker.kind()), why.clone());
+        self.decide("track".into(), why.clone());
         let files = self.files_ahead(subject, peer).await?;
         let log = self.log_ahead(subject, peer).await?;
         let mut ahead = Ahead {
@@ -162,8 +162,8 @@ impl Ahead<'_> {
                     return Ok((pump, verdict));
                 }
                 self.run.decide("wait".into(), "files are still on their way".into());
+                self.wait_for(files).await?;
                 if !verdict.forecast.method.copies_ahead() {
-                    self.wait_for(files).await?;
                     return Ok((pump, verdict));
                 }
             }
@@ -178,12 +178,18 @@ impl Ahead<'_> {
         !hurried && self.rounds.len() < goal.max_rounds as usize
     }
 
-    /// A method without rounds of pages has rounds of files all the same.
+    /// Waits for the files, which have rounds of their own; no longer than the
+    /// deadline allows.
     async fn wait_for(&self, files: &FilesAhead) -> Result<(), MigrateError> {
-        while !files.calm() {
-            self.run.unless_interrupted(tokio::time::sleep(TICK)).await?;
-        }
-        Ok(())
+        let spent = self.run.events.elapsed() + HURRY;
+        let left = self.run.order.goal.deadline.map(|limit| limit.saturating_sub(spent));
+        let calm = async {
+            match left {
+                Some(left) => drop(tokio::time::timeout(left, files.until_calm()).await),
+                None => files.until_calm().await,
+            }
+        };
+        self.run.unless_interrupted(calm).await
     }
 
     /// Carries out what was decided; answers how to freeze, if that is it.

@@ -322,7 +322,11 @@ impl Pump {
             };
             let rest = self.tracker.copy(space, stretch.as_slice(), &mut take);
             let rest = rest.map_err(PumpError::Copy)?;
-            self.reader.each(pid, rest.as_slice(), stop, take)?;
+            match self.reader.each(pid, rest.as_slice(), stop, take) {
+                // The next scan finds it gone.
+                Err(ReadError::Gone { .. }) if stop == Stop::Live => return Ok(Runs::default()),
+                read => read?,
+            };
             gauge.read(stretch.pages());
         }
         let mut unread = Runs::default();
