@@ -97,7 +97,7 @@ impl Default for Costs {
             ship: Cost::measured(1.5, 1.0),
             restore: Cost::measured(40.0, 5.0),
             grant: Cost::measured(27.0, 4.0),
-            prefill: Bandwidth(1.2e9),
+            prefill: Bandwidth(2.6e9),
             pace: None,
             squeeze: None,
             overlap: 0.7,

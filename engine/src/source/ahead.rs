@@ -340,7 +340,7 @@ impl Ahead<'_> {
             took,
             elapsed: self.run.events.elapsed(),
             resident: done.resident,
-            dirty: done.report.dirty,
+            dirty: done.due,
             hot: done.hot,
             held_back: done.report.held_back,
             wire: done.report.bytes_wire,

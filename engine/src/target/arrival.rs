@@ -432,16 +432,16 @@ impl Arrival {
     /// The grant is on disk: this host owns the container.
     async fn resume(&mut self) -> TargetEvent {
         let Some(staged) = &self.staged else { return TargetEvent::Failed };
+        let begun = Instant::now();
         if let Err(error) = staged.server.go().await {
             self.failure = Some(format!("the restored container is gone: {error}"));
             return TargetEvent::Failed;
         }
-        for lift in self.lifts.drain(..) {
-            if let Err(error) = lift.now().await {
-                tracing::error!("{error}");
-            }
-        }
-        if !is_let_go(self.init).await {
+        // The silence ends while CRIU lets go: each takes several milliseconds.
+        let lifts = std::mem::take(&mut self.lifts);
+        let ((), let_go) = tokio::join!(lift_all(lifts, begun), is_let_go(self.init));
+        tracing::debug!(took = ?begun.elapsed(), "resumed");
+        if !let_go {
             // The word was given: it may run any moment, or have run and died.
             // Saying nothing keeps the source frozen, which is the safe side.
             tracing::error!(init = self.init, "CRIU does not let the container go");
@@ -537,6 +537,17 @@ impl Arrival {
                 .unwrap_or_default(),
         }
     }
+}
+
+/// Ends every silence, all at once.
+async fn lift_all(lifts: Vec<Lift>, begun: Instant) {
+    let lifting = lifts.into_iter().map(|lift| async {
+        if let Err(error) = lift.now().await {
+            tracing::error!("{error}");
+        }
+    });
+    futures_util::future::join_all(lifting).await;
+    tracing::debug!(took = ?begun.elapsed(), "silence lifted");
 }
 
 /// CRIU has detached from a process when nobody traces it any more.

@@ -89,6 +89,8 @@ pub struct RoundDone {
     pub batches: u32,
     /// All pages with content.
     pub resident: PageCount,
+    /// Pages the target lacked when the round began: dirty, or held back before.
+    pub due: PageCount,
     /// Dirty pages that were dirty in the round before, too.
     pub hot: PageCount,
 }
@@ -130,8 +132,8 @@ impl Pump {
             stall_ms: millis(cost.stop_max),
             ..tallied(round, &tally)
         };
-        let (batches, hot, resident) = (tally.batches, found.hot, found.resident);
-        Ok((pump, RoundDone { report, batches, resident, hot }))
+        let Found { resident, due, hot, .. } = found;
+        Ok((pump, RoundDone { report, batches: tally.batches, resident, due, hot }))
     }
 
     /// Sends the given pages of the frozen container, whatever is known of
@@ -189,7 +191,7 @@ impl Pump {
             ..tallied(round, &tally)
         };
         let batches = tally.batches;
-        Ok((pump, RoundDone { report, batches, resident: count, hot: PageCount(0) }))
+        Ok((pump, RoundDone { report, batches, resident: count, due: count, hot: PageCount(0) }))
     }
 
     /// Runs `work` on a blocking thread while its batches are compressed on
@@ -234,6 +236,7 @@ impl Pump {
         gauge.found(PageCount(shares.iter().map(|share| share.read.pages().0).sum()));
         for (space, mut share) in scan.spaces.iter().zip(shares) {
             found.hot += share.hot;
+            found.due += share.read.pages() + share.kept.pages();
             self.books.owners.insert(space.space, space.pid);
             let unread = self.read(space.space, &share.read, order.stop, gauge, out)?;
             if order.take == Take::Nothing {
@@ -500,6 +503,7 @@ struct Found {
     scanned: PageCount,
     resident: PageCount,
     dirty: PageCount,
+    due: PageCount,
     hot: PageCount,
 }
 
