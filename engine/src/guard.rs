@@ -110,6 +110,16 @@ impl Guard {
         Ok(Self { stdin: child.stdin.take(), child })
     }
 
+    /// Dismisses the guard without waiting for its end, which takes a
+    /// millisecond or more. The word is in the pipe: whatever becomes of this
+    /// process, the guard reads it before it sees the end.
+    pub fn send_away(mut self) -> io::Result<()> {
+        match self.stdin.take() {
+            Some(mut stdin) => stdin.write_all(b"done\n"),
+            None => Ok(()),
+        }
+    }
+
     /// Dismisses the guard: there is nothing more to put right.
     pub fn dismiss(mut self) -> io::Result<()> {
         if let Some(mut stdin) = self.stdin.take() {

@@ -177,7 +177,7 @@ impl Frozen {
     /// The grant is about to be sent: if blip dies now, the container stays
     /// frozen until somebody knows better.
     pub fn dismiss_guard(&mut self) -> io::Result<()> {
-        self.stop.guard.take().map_or(Ok(()), Guard::dismiss)
+        self.stop.guard.take().map_or(Ok(()), Guard::send_away)
     }
 
     /// What came for the container meanwhile goes after it, from interface

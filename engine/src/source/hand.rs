@@ -175,6 +175,7 @@ impl<'a> Handover<'a> {
         let (frozen, pages) = tokio::join!(still.dump(&tasks), pump.round(order, &gauge, &link),);
         // First of all what the way back needs.
         self.frozen = Some(frozen?);
+        tracing::debug!(since_freeze = ?self.clock.last.elapsed(), "dumped, last pages read");
         let (pump, done) = pages?;
         self.copied.pump = Some(pump);
         if *self.run.order.interrupt.borrow() {
@@ -188,8 +189,12 @@ impl<'a> Handover<'a> {
             let (trees, _) = trees.round(Pace::Frozen, &link).await?;
             self.peer.say(&ToTarget::FilesEnd { streams: trees.streams() }).await?;
             self.unconfirmed += 1;
+            // Kept: to let go of the kernel's write log takes tens of milliseconds.
+            self.copied.trees = Some(trees);
+            tracing::debug!(since_freeze = ?self.clock.last.elapsed(), "files sent");
         }
         self.copy_what_criu_touched(tasks).await?;
+        tracing::debug!(since_freeze = ?self.clock.last.elapsed(), "looked at again");
         self.clock.end(self.run, Phase::Dump);
         let request = self.complete().await?;
         self.serve_missing_pages();

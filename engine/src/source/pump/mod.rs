@@ -122,6 +122,7 @@ impl Pump {
         let work = move |pump: &mut Self, out: &Sink| pump.scan_and_read(&order, &gauge, out);
         let (pump, (tally, found), wire) = self.stream(round, link, work).await?;
         let cost = pump.tracker.stats().last;
+        tracing::debug!(%round, scan = ?cost.took, all = ?begun.elapsed(), "round");
         let report = RoundReport {
             frozen: stop == Stop::Frozen,
             scanned: found.scanned,
