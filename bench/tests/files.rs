@@ -293,6 +293,7 @@ fn a_disk_that_is_or_becomes_full_leaves_the_container_where_it_is() {
 /// What `docker inspect` shows and what becomes of it. `None`: it is the same.
 /// In this order of first match, by the beginning of the path.
 const FIELDS: [(&str, Option<&str>); 41] = [
+    ("NetworkSettings.Networks.*.IPAMConfig", Some("asks for the address that the container has")),
     ("Config.MacAddress", Some("kept on networks that move; Docker then shows it here, too")),
     ("Config.Volumes", None),
     ("Config", None),
@@ -305,7 +306,6 @@ const FIELDS: [(&str, Option<&str>); 41] = [
     ("NetworkSettings.Networks.*.MacAddress", None),
     ("NetworkSettings.Networks.*.Aliases", None),
     ("NetworkSettings.Networks.*.Links", None),
-    ("NetworkSettings.Networks.*.IPAMConfig", None),
     ("NetworkSettings.Networks.*.DNSNames", Some("the short ID in it is the new one")),
     ("NetworkSettings.Networks.*.EndpointID", Some("new")),
     ("NetworkSettings.Networks.*.NetworkID", Some("the network of this name on the target")),
