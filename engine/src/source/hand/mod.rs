@@ -1,0 +1,384 @@
+//! From the freeze to the end: carries out what the pure
+//! [`Source`] says, and times the downtime's phases.
+
+mod rest;
+mod ship;
+
+use super::freeze::{Frozen, Ready};
+use super::peer::Peer;
+use super::pump::{Pump, PumpError, RoundDone};
+use super::resolve;
+use super::subject::Subject;
+use super::{Copied, Ended, MigrateError, Run};
+use crate::docker::never_restart;
+use crate::event::{Event, LazyReport, Phase, PhaseTime, millis};
+use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdict};
+use crate::ledger::{Ledger, SourceRecord};
+use crate::plan::LinkFacts;
+use crate::protocol::{ToSource, ToTarget};
+use crate::throttle::Throttle;
+use blip_transport::units::{Bandwidth, ByteSize, Round};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::task::JoinHandle;
+
+/// How long blip goes on asking a target it has lost after the grant, before it
+/// leaves the matter to `blip resolve`.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the target may take to restore, once it has everything.
+const HOLD_LIMIT: Duration = Duration::from_secs(90);
+/// A round of fewer bytes tells more of latencies than of the link's rate.
+const LINK_SAMPLE: ByteSize = ByteSize(16 << 20);
+
+/// One handover on its way.
+pub struct Handover<'a> {
+    run: &'a Run,
+    subject: &'a Subject,
+    peer: Peer,
+    ticket: Ticket,
+    copied: Copied,
+    machine: Source,
+    frozen: Option<Frozen>,
+    /// Rounds the target has not confirmed yet.
+    unconfirmed: u32,
+    held: bool,
+    /// Sends what was left behind, once the container runs.
+    pushing: Option<JoinHandle<Result<(Pump, RoundDone), PumpError>>>,
+    /// The round it is sent in.
+    pushed: Option<Round>,
+    clock: Clock,
+    lazy: LazyReport,
+    memory: ByteSize,
+}
+
+/// Cuts the downtime into its phases.
+struct Clock {
+    last: Instant,
+    parts: Vec<PhaseTime>,
+    /// The memory is being put into the restored processes.
+    filling: bool,
+}
+
+impl Clock {
+    fn end(&mut self, run: &Run, phase: Phase) {
+        let now = Instant::now();
+        let ms = millis(now - self.last);
+        self.last = now;
+        self.parts.push(PhaseTime { phase, ms });
+        run.events.send(Event::End { phase, ms });
+    }
+}
+
+impl<'a> Handover<'a> {
+    /// A handover of what has been copied ahead.
+    pub fn new(
+        run: &'a Run,
+        subject: &'a Subject,
+        peer: Peer,
+        ticket: Ticket,
+        copied: Copied,
+    ) -> Self {
+        Self {
+            run,
+            subject,
+            peer,
+            ticket,
+            copied,
+            machine: Source::Running,
+            frozen: None,
+            unconfirmed: 0,
+            held: false,
+            pushing: None,
+            pushed: None,
+            clock: Clock { last: Instant::now(), parts: Vec::new(), filling: false },
+            lazy: LazyReport::default(),
+            memory: ByteSize(0),
+        }
+    }
+
+    /// Sees it through. `Err`: the container was never frozen, or runs again.
+    pub async fn run(mut self, ready: Ready) -> Result<Ended, MigrateError> {
+        if let Err(error) = self.save_ticket() {
+            ready.cancel().await;
+            return Err(error);
+        }
+        // A duty cycle would thaw what is about to be frozen.
+        if let Some(Err(error)) = self.copied.throttle.as_mut().map(Throttle::before_freeze) {
+            ready.cancel().await;
+            self.forget_ticket();
+            return Err(error.into());
+        }
+        self.clock.last = Instant::now();
+        self.run.events.send(Event::Begin { phase: Phase::Freeze });
+        let still = match ready.freeze().await {
+            Ok(still) => still,
+            Err(error) => {
+                self.forget_ticket();
+                return Err(error.into());
+            }
+        };
+        self.give_back_the_cpu();
+        self.clock.end(self.run, Phase::Freeze);
+        self.on(SourceEvent::Frozen).await;
+        if let Err(error) = self.ship(still).await {
+            self.on(SourceEvent::Failed(error.to_string())).await;
+        }
+        let mut interrupt = self.run.order.interrupt.clone();
+        while self.machine.outcome().is_none() {
+            let event = self.next_event(&mut interrupt).await;
+            self.on(event).await;
+        }
+        if let Source::InDoubt { .. } = self.machine {
+            self.ask_what_became_of_it().await;
+        }
+        self.finish().await
+    }
+
+    /// Frozen it writes nothing, and CRIU must not take the low limit for the
+    /// container's own.
+    fn give_back_the_cpu(&mut self) {
+        if let Some(mut throttle) = self.copied.throttle.take() {
+            match throttle.lift() {
+                Ok(()) if self.copied.throttled > 0 => {
+                    self.run.events.send(Event::Throttle { percent: 0 });
+                }
+                Ok(()) => {}
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+    }
+
+    async fn next_event(
+        &mut self,
+        interrupt: &mut tokio::sync::watch::Receiver<bool>,
+    ) -> SourceEvent {
+        if self.held && self.unconfirmed == 0 && self.machine == Source::Shipping {
+            let phase = if self.clock.filling { Phase::Fill } else { Phase::Restore };
+            self.clock.end(self.run, phase);
+            return SourceEvent::Held;
+        }
+        let granted = self.machine.past_the_grant();
+        let heard = tokio::select! {
+            heard = self.peer.hear() => heard,
+            sent = rest::finished(&mut self.pushing) => return self.rest_is_sent(sent).await,
+            _ = interrupt.wait_for(|stop| *stop), if !granted => {
+                return SourceEvent::Failed("interrupted".into());
+            }
+            () = tokio::time::sleep(HOLD_LIMIT), if !granted => {
+                return SourceEvent::Failed(format!("the target did not hold a restore within {HOLD_LIMIT:?}"));
+            }
+        };
+        match heard {
+            Ok(message) => self.heard(message).await,
+            Err(error) => SourceEvent::LinkLost(error.to_string()),
+        }
+    }
+
+    /// What the target's message means for the protocol. A message that means
+    /// nothing to it is repeated as an event that changes nothing.
+    async fn heard(&mut self, message: ToSource) -> SourceEvent {
+        match message {
+            ToSource::RoundApplied { round, missing } if Some(round) == self.pushed => {
+                self.pushed = None;
+                self.send_whole(missing).await
+            }
+            ToSource::RoundApplied { .. } | ToSource::FilesApplied { .. }
+                if self.unconfirmed == 0 =>
+            {
+                SourceEvent::Failed("the target confirmed a round twice".into())
+            }
+            ToSource::RoundApplied { missing, .. } => {
+                self.unconfirmed -= 1;
+                self.send_whole(missing).await
+            }
+            ToSource::FilesApplied { .. } => {
+                self.unconfirmed -= 1;
+                SourceEvent::Frozen
+            }
+            ToSource::Filling => {
+                self.clock.end(self.run, Phase::Restore);
+                self.clock.filling = true;
+                self.run.events.send(Event::Begin { phase: Phase::Fill });
+                SourceEvent::Frozen
+            }
+            ToSource::Held => {
+                self.held = true;
+                SourceEvent::Frozen
+            }
+            ToSource::Resumed => {
+                self.clock.end(self.run, Phase::Grant);
+                self.send_late_frames();
+                self.push_the_rest();
+                self.run.events.send(Event::Begin { phase: Phase::Drain });
+                SourceEvent::Resumed
+            }
+            ToSource::Drained(report) => {
+                self.lazy = report;
+                SourceEvent::Drained
+            }
+            // Past the grant the target says so only if it never ran.
+            ToSource::Failed { .. } if self.machine.past_the_grant() => {
+                SourceEvent::Verdict(Verdict::NeverRan)
+            }
+            ToSource::Failed { why } => SourceEvent::Failed(why),
+            other => SourceEvent::Failed(format!("the target answered out of turn: {other:?}")),
+        }
+    }
+
+    async fn on(&mut self, event: SourceEvent) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.machine.on(event) {
+                events.extend(self.act(action).await);
+            }
+        }
+    }
+
+    /// Carries out an action; what comes of it at once is the next event.
+    async fn act(&mut self, action: SourceAction) -> Option<SourceEvent> {
+        match action {
+            SourceAction::Thaw => {
+                if let Some(frozen) = self.frozen.take() {
+                    frozen.thaw().await;
+                }
+                None
+            }
+            // It is on disk since before the freeze: a disk that is slow to
+            // sync costs no downtime. The guard must be gone before the grant.
+            SourceAction::SaveTicket => match self.dismiss_guard() {
+                Ok(()) => Some(SourceEvent::TicketSaved),
+                Err(error) => Some(SourceEvent::Failed(error.to_string())),
+            },
+            SourceAction::SendGrant => {
+                self.run.events.send(Event::Begin { phase: Phase::Grant });
+                let said = self.peer.say(&ToTarget::Grant(self.ticket)).await;
+                said.err().map(|error| SourceEvent::LinkLost(error.to_string()))
+            }
+            SourceAction::SendAbort => {
+                let why = format!("{:?}", self.machine);
+                // A link that hangs must not prolong the freeze.
+                let abort = ToTarget::Abort { why };
+                let say = self.peer.say(&abort);
+                let _ = tokio::time::timeout(Duration::from_millis(20), say).await;
+                None
+            }
+            SourceAction::Retire => {
+                self.retire().await;
+                None
+            }
+        }
+    }
+
+    fn save_ticket(&self) -> Result<(), MigrateError> {
+        let state = |source| MigrateError::State { path: self.run.order.state.clone(), source };
+        self.ledger()?.save(self.ticket, &self.record()).map_err(state)
+    }
+
+    fn forget_ticket(&self) {
+        // What stays is answered by `blip resolve`: it never ran there.
+        let _ = self.ledger().map(|ledger| ledger.remove(self.ticket));
+    }
+
+    fn dismiss_guard(&mut self) -> std::io::Result<()> {
+        self.frozen.as_mut().map_or(Ok(()), Frozen::dismiss_guard)
+    }
+
+    /// What clients sent during the downtime reaches the container late, not
+    /// never.
+    fn send_late_frames(&self) {
+        let (Some(frozen), [parent]) = (&self.frozen, &self.subject.parents[..]) else { return };
+        match frozen.forward_in_flight(parent) {
+            Ok(count) => tracing::debug!(count, "frames sent on"),
+            Err(error) => tracing::warn!("frames in flight are lost, clients repeat them: {error}"),
+        }
+    }
+
+    /// Docker must not start it again, and then it ends.
+    async fn retire(&mut self) {
+        let id = &self.subject.inspection.id;
+        if let Err(error) = self.run.docker.set_restart_policy(id, never_restart()).await {
+            tracing::error!("{error}");
+        }
+        if let Some(frozen) = self.frozen.take() {
+            frozen.retire().await;
+        }
+        let remove = self.run.order.remove_source;
+        if let Err(error) = resolve::put_away(&self.run.docker, &self.record(), remove).await {
+            tracing::error!("{error}");
+        }
+        if !remove {
+            resolve::remember(&self.run.order.state, &self.record());
+        }
+        self.forget_ticket();
+        let _ = self.peer.say(&ToTarget::Retired).await;
+    }
+
+    /// The link broke after the grant: a new connection may tell.
+    async fn ask_what_became_of_it(&mut self) {
+        let until = Instant::now() + RESOLVE_LIMIT;
+        while Instant::now() < until && matches!(self.machine, Source::InDoubt { .. }) {
+            let order = &self.run.order;
+            match resolve::ask(&order.target, &order.identity, self.ticket).await {
+                Ok(Some(Verdict::Lost)) => {
+                    return self.on(SourceEvent::Verdict(Verdict::Lost)).await;
+                }
+                Ok(Some(verdict)) => self.on(SourceEvent::Verdict(verdict)).await,
+                Ok(None) | Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+    }
+
+    async fn finish(mut self) -> Result<Ended, MigrateError> {
+        let outcome = self.machine.outcome().unwrap_or(Outcome::Moved);
+        if let Outcome::Kept { .. } = outcome {
+            self.forget_ticket();
+        }
+        if let Some(frozen) = self.frozen.take() {
+            frozen.leave();
+        }
+        let stats = self.peer.link.stats();
+        let link = LinkFacts { rtt: stats.rtt, bandwidth: self.observed_bandwidth() };
+        self.peer.part().await;
+        Ok(Ended {
+            outcome,
+            rounds: self.copied.rounds,
+            downtime: self.clock.parts,
+            lazy: self.lazy,
+            memory: self.memory,
+            sent: stats.sent,
+            link,
+            tracker: self.copied.tracker,
+            forecast: self.copied.forecast,
+            throttled: self.copied.throttled,
+        })
+    }
+
+    fn record(&self) -> SourceRecord {
+        let inspection = &self.subject.inspection;
+        SourceRecord {
+            ticket: self.ticket,
+            container: inspection.id.clone(),
+            name: inspection.name.clone(),
+            init: self.subject.init(),
+            freezer: self.subject.freezer.path.clone(),
+            unified: self.subject.freezer.version == crate::cgroup::Version::V2,
+            target: self.run.order.target.clone(),
+            remove_source: self.run.order.remove_source,
+            at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        }
+    }
+
+    /// What the link carried in the longest round. A round that the container
+    /// or this host held up, and a user's limit, say nothing of the link.
+    fn observed_bandwidth(&self) -> Option<Bandwidth> {
+        let longest = self.copied.rounds.iter().max_by_key(|round| round.bytes_wire)?;
+        let took = Duration::from_secs_f64(longest.ms / 1e3);
+        let enough = longest.bytes_wire >= LINK_SAMPLE && self.run.order.goal.bandwidth.is_none();
+        enough.then(|| Bandwidth::over(longest.bytes_wire, took))
+    }
+
+    fn ledger(&self) -> Result<Ledger, MigrateError> {
+        let path = self.run.order.state.join("departures");
+        Ledger::open(&path).map_err(|source| MigrateError::State { path, source })
+    }
+}

@@ -1,0 +1,268 @@
+//! Inside the freeze: dumping, and sending everything the target needs to
+//! restore.
+
+use super::Handover;
+use crate::event::{Event, Phase};
+use crate::lazy::LazyPlan;
+use crate::protocol::{MissingPages, RestoreRequest, StoredImage, ToTarget};
+use crate::source::freeze::Still;
+use crate::source::gauge::Gauge;
+use crate::source::peer::PeerError;
+use crate::source::pump::{self, Pump, Take};
+use crate::source::{Manner, MigrateError};
+use crate::target::intake::{INVENTORY, LOG};
+use crate::track::runs::Runs;
+use crate::track::shared::image_space;
+use crate::track::{Stop, Task};
+use blip_transport::files::Pace;
+use blip_transport::link::quic::{BlobName, Priority};
+use blip_transport::page::PageAt;
+use blip_transport::units::{PAGE_SIZE, PageCount, Round};
+use bytes::Bytes;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use tokio::task::JoinHandle;
+
+/// Images that stay here.
+const NOT_SENT: [&str; 3] = ["dump.log", "criu.conf", "descriptors.json"];
+
+impl Handover<'_> {
+    /// Dumps and sends everything the target needs, and orders the restore.
+    pub(super) async fn ship(&mut self, still: Still) -> Result<(), MigrateError> {
+        let tasks = self.subject.tasks()?;
+        let round = self.next_round();
+        let trees = self.copied.trees.take();
+        let link = self.peer.link.clone();
+        let pump = self.take_pump()?;
+        let gauge = Gauge::default();
+        let order = self.frozen_round(round, &tasks);
+        let _interrupted = self.cut_short_at_interrupt(&gauge);
+        // CRIU writes its images while the last pages are on their way.
+        // Everything the scan reads stands still.
+        let (frozen, pages) = tokio::join!(still.dump(&tasks), pump.round(order, &gauge, &link),);
+        // First of all what the way back needs.
+        self.frozen = Some(frozen?);
+        tracing::debug!(since_freeze = ?self.clock.last.elapsed(), "dumped, last pages read");
+        let (pump, done) = pages?;
+        self.copied.pump = Some(pump);
+        if *self.run.order.interrupt.borrow() {
+            return Err(MigrateError::Interrupted);
+        }
+        self.confirm(round, done.batches).await?;
+        self.copied.rounds.push(done.report.clone());
+        self.run.events.send(Event::Round(done.report));
+        // After the dump: CRIU gives deleted files that are open a name again.
+        if let Some(trees) = trees {
+            let (trees, _) = trees.round(Pace::Frozen, &link).await?;
+            self.peer.say(&ToTarget::FilesEnd { streams: trees.streams() }).await?;
+            self.unconfirmed += 1;
+            // Kept: to let go of the kernel's write log takes tens of milliseconds.
+            self.copied.trees = Some(trees);
+            tracing::debug!(since_freeze = ?self.clock.last.elapsed(), "files sent");
+        }
+        self.copy_what_criu_touched(tasks).await?;
+        tracing::debug!(since_freeze = ?self.clock.last.elapsed(), "looked at again");
+        self.clock.end(self.run, Phase::Dump);
+        let request = self.complete().await?;
+        self.serve_missing_pages();
+        self.send_images(request).await?;
+        self.clock.end(self.run, Phase::Ship);
+        Ok(())
+    }
+
+    /// CRIU has run code in the tasks and put everything back; pages it wrote
+    /// to on the way count as written.
+    async fn copy_what_criu_touched(&mut self, tasks: Vec<Task>) -> Result<(), MigrateError> {
+        let round = self.next_round();
+        let link = self.peer.link.clone();
+        let order = self.frozen_round(round, &tasks);
+        let (pump, done) = self.take_pump()?.round(order, &Gauge::default(), &link).await?;
+        self.copied.pump = Some(pump);
+        self.confirm(round, done.batches).await
+    }
+
+    /// The last scan and what becomes of the pages it finds.
+    fn frozen_round(&self, round: Round, tasks: &[Task]) -> pump::Order {
+        let take = if self.copied.manner.leaves { Take::Nothing } else { Take::All };
+        pump::Order { round, tasks: tasks.to_vec(), stop: Stop::Frozen, take }
+    }
+
+    /// Ends a long last round if the user has had enough.
+    fn cut_short_at_interrupt(&self, gauge: &Gauge) -> AbortOnDrop {
+        let (gauge, mut interrupt) = (gauge.clone(), self.run.order.interrupt.clone());
+        AbortOnDrop(tokio::spawn(async move {
+            if interrupt.wait_for(|stop| *stop).await.is_ok() {
+                gauge.cut_short();
+            }
+        }))
+    }
+
+    /// Every page that the images leave out must be with the target, unless it
+    /// is to follow: what CRIU calls lazy, or was kept from seeing, and the
+    /// target does not hold is read now.
+    async fn complete(&mut self) -> Result<RestoreRequest, MigrateError> {
+        let images = self.images()?;
+        let mut plan = LazyPlan::from_images(&images)
+            .map_err(|e| MigrateError::Target(format!("CRIU's images are unusable: {e}")))?;
+        self.add_hidden(&mut plan)?;
+        let pump = self.copied.pump.as_ref();
+        let absent: Vec<_> = plan
+            .tasks()
+            .flat_map(|(space, task)| {
+                pump.map(|pump| pump.absent(space, &task.missing)).unwrap_or_default()
+            })
+            .collect();
+        let tasks = plan
+            .tasks()
+            .map(|(space, task)| MissingPages {
+                space,
+                missing: task.missing.clone(),
+                wiped_on_fork: task.wiped_on_fork.clone(),
+                hot: pump.map(|pump| pump.hot(space)).unwrap_or_default(),
+            })
+            .collect();
+        self.memory = plan.pages().bytes();
+        let Manner { leaves, resident } = self.copied.manner;
+        if !leaves && !absent.is_empty() {
+            tracing::debug!(pages = absent.len(), "pages only CRIU knew of");
+            self.patch(absent).await?;
+        }
+        let stored = self.send_page_images().await?;
+        Ok(RestoreRequest { tasks, images: 0, stored, resident, pushed: leaves })
+    }
+
+    /// Images of pages go as pages: what was sent ahead of them goes by name.
+    async fn send_page_images(&mut self) -> Result<Vec<StoredImage>, MigrateError> {
+        let directory = self.images()?;
+        let state = |source| MigrateError::State { path: directory.clone(), source };
+        let (mut stored, mut files) = (Vec::new(), Vec::new());
+        for (number, path) in page_images(&directory).map_err(state)? {
+            let file = File::open(&path).map_err(state)?;
+            let pages = PageCount(file.metadata().map_err(state)?.len() / PAGE_SIZE as u64);
+            let space = image_space(number);
+            stored.push(StoredImage { number, space, pages });
+            files.push((space, file));
+        }
+        if !files.is_empty() {
+            let round = self.next_round();
+            let link = self.peer.link.clone();
+            let (pump, done) = self.take_pump()?.images(round, files, &link).await?;
+            self.copied.pump = Some(pump);
+            let (raw, wire) = (done.report.dirty.bytes(), done.report.bytes_wire);
+            let text = format!("images hold {} bytes of pages, {} crossed the link", raw.0, wire.0);
+            self.run.events.send(Event::Note { text });
+            self.confirm(round, done.batches).await?;
+        }
+        Ok(stored)
+    }
+
+    /// The pages that CRIU was kept from seeing are those the last scan found.
+    fn add_hidden(&self, plan: &mut LazyPlan) -> Result<(), MigrateError> {
+        let hidden = self.frozen.iter().flat_map(|frozen| &frozen.hidden);
+        for (space, hidden) in hidden {
+            let resident = self.copied.pump.as_ref().and_then(|pump| pump.resident().get(space));
+            // Its pages would be nowhere.
+            let resident = resident.ok_or_else(|| {
+                MigrateError::Target(format!("the last scan did not see process {}", space.0))
+            })?;
+            let added = Runs::from(resident.as_slice()).intersect(hidden);
+            if !plan.add(*space, &added) {
+                let what = format!("CRIU's images do not hold process {}", space.0);
+                return Err(MigrateError::Target(what));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn patch(&mut self, pages: Vec<PageAt>) -> Result<(), MigrateError> {
+        let round = self.next_round();
+        let link = self.peer.link.clone();
+        let (pump, done) = self.take_pump()?.patch(round, pages, &link).await?;
+        self.copied.pump = Some(pump);
+        self.confirm(round, done.batches).await
+    }
+
+    async fn send_images(&mut self, mut request: RestoreRequest) -> Result<(), MigrateError> {
+        let directory = self.images()?;
+        let mut blobs =
+            self.peer.link.open_blobs(Priority::AHEAD).await.map_err(PeerError::from)?;
+        if let (Some(log), Some(name)) = (&mut self.copied.log, BlobName::new(LOG)) {
+            let added = log.added();
+            blobs.send_file(&name, added).await.map_err(PeerError::from)?;
+        }
+        for (name, bytes) in read_images(&directory)? {
+            blobs.send_file(&name, bytes).await.map_err(PeerError::from)?;
+            request.images += 1;
+        }
+        blobs.finish();
+        self.peer.say(&ToTarget::Restore(request)).await?;
+        self.run.events.send(Event::Begin { phase: Phase::Restore });
+        Ok(())
+    }
+
+    pub(super) fn images(&self) -> Result<std::path::PathBuf, MigrateError> {
+        let frozen = self.frozen.as_ref();
+        frozen.map(|frozen| frozen.images.clone()).ok_or(MigrateError::Interrupted)
+    }
+
+    pub(super) async fn confirm(&mut self, round: Round, batches: u32) -> Result<(), MigrateError> {
+        self.peer.say(&ToTarget::RoundEnd { round, batches }).await?;
+        self.unconfirmed += 1;
+        Ok(())
+    }
+
+    /// The pump is lost with the round that failed.
+    pub(super) fn take_pump(&mut self) -> Result<Pump, MigrateError> {
+        let lost = || MigrateError::Target("an earlier round had failed".into());
+        self.copied.pump.take().ok_or_else(lost)
+    }
+
+    pub(super) fn next_round(&mut self) -> Round {
+        let round = self.copied.next;
+        self.copied.next = round.next();
+        round
+    }
+}
+
+/// A helping task that ends with whoever started it.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The number in the name of an image of pages.
+fn page_image(name: &str) -> Option<u32> {
+    name.strip_prefix("pages-")?.strip_suffix(".img")?.parse().ok()
+}
+
+/// The images of pages.
+fn page_images(directory: &Path) -> std::io::Result<Vec<(u32, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if let Some(number) = entry.file_name().to_str().and_then(page_image) {
+            found.push((number, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Every image but those, the inventory last: it lets the waiting restore go on.
+fn read_images(directory: &Path) -> Result<Vec<(BlobName, Bytes)>, MigrateError> {
+    let state = |source| MigrateError::State { path: directory.into(), source };
+    let mut images = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(state)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if NOT_SENT.contains(&name.as_str()) || name == LOG || page_image(&name).is_some() {
+            continue;
+        }
+        let Some(blob) = BlobName::new(&name) else { continue };
+        images.push((blob, std::fs::read(entry.path()).map_err(state)?.into()));
+    }
+    images.sort_by_key(|(name, _)| name.as_str() == INVENTORY);
+    Ok(images)
+}
