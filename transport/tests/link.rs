@@ -172,7 +172,9 @@ async fn bulk_data_arrives_whole() {
     let stats = pair.source.connection.stats();
     assert!(stats.sent.0 > 512 * MIB as u64, "{stats:?}");
     // Loopback loses nothing; without a ceiling the window would be far above.
-    assert!(stats.cwnd.0 > 0 && stats.cwnd <= settings::MAX_IN_FLIGHT, "{stats:?}");
+    // (A busy machine's loopback may look like a longer path: that has a cap, too.)
+    let cap = settings::MAX_IN_FLIGHT.0.max(settings::STREAM_WINDOW.into());
+    assert!(stats.cwnd.0 > 0 && stats.cwnd.0 <= cap, "{stats:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

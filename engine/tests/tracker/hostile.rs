@@ -246,16 +246,18 @@ unsafe fn move_over(areas: &mut [Area], slot: usize, dice: &mut Dice) {
     // SAFETY: both are the caller's; what stood at `onto` is given up, and
     // nothing else may be mapped there in between.
     let moved = unsafe {
-        let moved = libc::mremap(from.at(0), length, length, flags, onto.at(0));
+        // First, while it is ours for certain.
         if from.pages < onto.pages {
             libc::munmap(onto.at(from.pages), (onto.pages - from.pages) * PAGE);
         }
-        moved != libc::MAP_FAILED
+        libc::mremap(from.at(0), length, length, flags, onto.at(0)) != libc::MAP_FAILED
     };
     if !moved {
-        // Before Linux 6.17 what has become several mappings is not moved; what
-        // stood there is gone all the same, and others may have taken the place.
+        // What has become several mappings is not moved before Linux 6.17, and
+        // later not if it is tracked, or only in part. What stood there is gone
+        // all the same, and others may have taken the place: both are given up.
         areas[other] = Area::map(1 + dice.roll(64));
+        areas[slot] = Area::map(1 + dice.roll(64));
         return;
     }
     areas[other] = Area { start: onto.start, pages: from.pages };

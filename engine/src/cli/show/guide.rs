@@ -36,6 +36,8 @@ round      A round of copying ended; the one with frozen is inside the downtime.
   zero       pages of zeros, sent as a mark
   unchanged  pages rewritten with what the target already had
   deduplicated  pages sent as a reference to content the target holds
+  pushed     whether it went after the container, which ran on the target by
+             then
   held_back  dirty pages not read, as they are dirtied in round after round
   bytes_raw  bytes of the dirty pages
   bytes_wire bytes that went over the link for them
