@@ -2,7 +2,7 @@
 
 use super::scale::Scale;
 use super::svg::{Anchor, Font, Svg};
-use super::theme::{FAINT, PAPER, SMALL, WIDTH, part_colour, short, time_label};
+use super::theme::{PAPER, SMALL, WIDTH, part_colour, short, time_label};
 use crate::stats::median;
 
 /// A bar.
@@ -32,19 +32,7 @@ pub fn draw(title: &str, note: &str, names: &[&str], bars: &[Bar]) -> Option<Str
     // see: it is cut, and marked as cut.
     let shown = sums.iter().copied().filter(|sum| *sum <= CUT * usual);
     let scale = Scale::even(shown.fold(usual, f64::max), LEFT, RIGHT);
-    let mut svg = Svg::new(WIDTH);
-    svg.text(
-        (16.0, 26.0),
-        title,
-        Anchor::Start,
-        Font { size: 16.0, bold: true, ..Font::default() },
-    );
-    svg.text(
-        (16.0, 45.0),
-        note,
-        Anchor::Start,
-        Font { size: SMALL, ink: FAINT, ..Font::default() },
-    );
+    let mut svg = Svg::headed(WIDTH, title, note);
     legend(&mut svg, names);
     let top = 84.0;
     let groups = bars.chunk_by(|a, b| a.group == b.group).count() as f64;

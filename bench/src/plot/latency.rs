@@ -50,19 +50,7 @@ pub fn draw(title: &str, note: &str, panels: &[Panel]) -> Option<String> {
     let (from, to) = (-1_000.0, last.max(1_000.0) + 1_000.0);
     let shown = |step: &&Step| (from..=to).contains(&step.at_ms);
     let x = Scale::span(from, to, LEFT, RIGHT);
-    let mut svg = Svg::new(WIDTH);
-    svg.text(
-        (16.0, 26.0),
-        title,
-        Anchor::Start,
-        Font { size: 16.0, bold: true, ..Font::default() },
-    );
-    svg.text(
-        (16.0, 45.0),
-        note,
-        Anchor::Start,
-        Font { size: SMALL, ink: FAINT, ..Font::default() },
-    );
+    let mut svg = Svg::headed(WIDTH, title, note);
     let mut top = 60.0;
     let highest = steps().filter(shown).map(|s| s.max_ms);
     let bounds: Vec<f64> = highest.chain([0.1]).collect();

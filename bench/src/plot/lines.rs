@@ -45,11 +45,8 @@ pub fn draw(words: Words<'_>, lines: &[Line]) -> Option<String> {
     places.dedup();
     let x = Scale::log(places.iter().copied(), LEFT, RIGHT);
     let y = Scale::log(points().flat_map(|(_, v)| v.iter().copied()), BOTTOM, TOP);
-    let mut svg = Svg::new(WIDTH);
-    let title = Font { size: 16.0, bold: true, ..Font::default() };
-    svg.text((16.0, 26.0), words.title, Anchor::Start, title);
+    let mut svg = Svg::headed(WIDTH, words.title, words.note);
     let faint = Font { size: SMALL, ink: FAINT, ..Font::default() };
-    svg.text((16.0, 45.0), words.note, Anchor::Start, faint);
     y.draw_left(&mut svg, LEFT, RIGHT, words.y);
     for place in &places {
         svg.text((x.at(*place), BOTTOM + 18.0), (words.x)(*place), Anchor::Middle, faint);

@@ -30,19 +30,7 @@ pub fn draw(title: &str, note: &str, pairs: &[Pair]) -> Option<String> {
     }
     let values = || pairs.iter().flat_map(|p| [p.predicted, p.observed]);
     let (x, y) = (Scale::log(values(), LEFT, LEFT + SIDE), Scale::log(values(), TOP + SIDE, TOP));
-    let mut svg = Svg::new(WIDTH);
-    svg.text(
-        (16.0, 26.0),
-        title,
-        Anchor::Start,
-        Font { size: 16.0, bold: true, ..Font::default() },
-    );
-    svg.text(
-        (16.0, 45.0),
-        note,
-        Anchor::Start,
-        Font { size: SMALL, ink: FAINT, ..Font::default() },
-    );
+    let mut svg = Svg::headed(WIDTH, title, note);
     // Observed is the measure: |predicted − observed| ≤ 25 % of observed.
     let ends = [1e-3_f64, 1e9];
     let edge = |factor: f64| -> Vec<(f64, f64)> {

@@ -38,19 +38,7 @@ pub fn draw(title: &str, note: &str, panels: &[Panel], label: fn(f64) -> String)
         return None;
     }
     let scale = Scale::log(all, LEFT, RIGHT);
-    let mut svg = Svg::new(WIDTH);
-    svg.text(
-        (16.0, 26.0),
-        title,
-        Anchor::Start,
-        Font { size: 16.0, bold: true, ..Font::default() },
-    );
-    svg.text(
-        (16.0, 45.0),
-        note,
-        Anchor::Start,
-        Font { size: SMALL, ink: FAINT, ..Font::default() },
-    );
+    let mut svg = Svg::headed(WIDTH, title, note);
     let top = 62.0;
     let height: f64 = panels.iter().map(|p| HEAD + ROW * p.rows.len() as f64).sum();
     scale.draw_below(&mut svg, top, top + height, label);

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::theme::{INK, PAPER, TEXT};
+use super::theme::{FAINT, INK, PAPER, SMALL, TEXT};
 
 /// A picture in the making.
 pub struct Svg {
@@ -44,6 +44,16 @@ impl Svg {
     /// An empty picture of this width.
     pub fn new(width: f64) -> Svg {
         Svg { width, body: String::new() }
+    }
+
+    /// A picture of this width with what it shows above it, and a note in small.
+    pub fn headed(width: f64, title: &str, note: &str) -> Svg {
+        let mut svg = Svg::new(width);
+        let bold = Font { size: 16.0, bold: true, ..Font::default() };
+        let faint = Font { size: SMALL, ink: FAINT, ..Font::default() };
+        svg.text((16.0, 26.0), title, Anchor::Start, bold);
+        svg.text((16.0, 45.0), note, Anchor::Start, faint);
+        svg
     }
 
     /// A straight line.

@@ -1,11 +1,13 @@
 //! The flags that say what the user wants of a migration, and what is wrong
 //! with them.
 
+use super::exit;
 use super::values::{bandwidth, deadline, downtime, throttle};
 use crate::plan::{Goal, Method, OnMiss, ThrottleLimit};
 use blip_transport::units::Bandwidth;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
+use std::process::ExitCode;
 use std::time::Duration;
 
 /// What is wanted of a migration.
@@ -75,8 +77,17 @@ impl ValueEnum for OnMiss {
 }
 
 impl GoalArgs {
+    /// The goal, or the exit code of a command line that contradicts itself,
+    /// once the user has been told how.
+    pub(super) fn goal_or_code(&self) -> Result<Goal, ExitCode> {
+        self.goal().map_err(|contradiction| {
+            eprintln!("blip: {contradiction}");
+            ExitCode::from(exit::USAGE)
+        })
+    }
+
     /// The goal, or what contradicts what in it.
-    pub(super) fn goal(&self) -> Result<Goal, String> {
+    fn goal(&self) -> Result<Goal, String> {
         self.contradiction().map_or(Ok(()), Err)?;
         let fallback = if self.method.may_leave_pages() { OnMiss::PostCopy } else { OnMiss::Abort };
         // Without a target nothing can be missed: it is done as well as can be.

@@ -51,12 +51,9 @@ pub(super) struct MigrateArgs {
 }
 
 pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<ExitCode> {
-    let goal = match args.goal.goal() {
+    let goal = match args.goal.goal_or_code() {
         Ok(goal) => goal,
-        Err(contradiction) => {
-            eprintln!("blip: {contradiction}");
-            return Ok(ExitCode::from(exit::USAGE));
-        }
+        Err(code) => return Ok(code),
     };
     let (stop, interrupt) = watch::channel(false);
     tokio::spawn(listen_for_interrupts(stop));

@@ -1,8 +1,8 @@
 //! `blip plan`: what each way of moving a container would take.
 
+use super::Places;
 use super::goal::GoalArgs;
 use super::values::deadline;
-use super::{Places, exit};
 use crate::docker::Docker;
 use crate::event::{Forecast, Phase, millis};
 use crate::experience::Experience;
@@ -42,12 +42,9 @@ pub(super) struct PlanArgs {
 }
 
 pub(super) async fn run(args: PlanArgs, places: Places) -> anyhow::Result<ExitCode> {
-    let goal = match args.goal.goal() {
+    let goal = match args.goal.goal_or_code() {
         Ok(goal) => goal,
-        Err(contradiction) => {
-            eprintln!("blip: {contradiction}");
-            return Ok(ExitCode::from(exit::USAGE));
-        }
+        Err(code) => return Ok(code),
     };
     let docker = Docker::connect().await?;
     let subject = Subject::find(&docker, &args.container, &[]).await?;

@@ -194,34 +194,30 @@ impl Ahead<'_> {
 
     /// Carries out what was decided; answers how to freeze, if that is it.
     async fn follow(&mut self, decision: Decision) -> Result<Option<Verdict>, MigrateError> {
+        self.announce(&decision);
         match decision {
-            Decision::CopyAgain { hold_back, ref why } => {
+            Decision::CopyAgain { hold_back, .. } => {
                 self.hold_back = hold_back;
-                self.run.decide(decision.what(), why.clone());
                 Ok(None)
             }
-            Decision::Throttle { percent, ref why } => {
-                self.run.decide(decision.what(), why.clone());
+            Decision::Throttle { percent, .. } => {
                 self.slow_down(percent).await?;
                 Ok(None)
             }
-            Decision::Freeze { ref why, ref forecast } => {
-                self.run.decide(decision.what(), why.clone());
+            Decision::Freeze { forecast, .. } => {
                 let resident = matches!(forecast.method, Method::PreCopy | Method::StopAndCopy);
-                let (manner, forecast) = (Manner { leaves: false, resident }, forecast.clone());
+                Ok(Some(Verdict { manner: Manner { leaves: false, resident }, forecast }))
+            }
+            Decision::GoLazy { forecast, .. } => {
+                let manner = Manner { leaves: true, resident: false };
                 Ok(Some(Verdict { manner, forecast }))
             }
-            Decision::GoLazy { ref why, ref forecast } => {
-                self.run.decide(decision.what(), why.clone());
-                let (manner, forecast) =
-                    (Manner { leaves: true, resident: false }, forecast.clone());
-                Ok(Some(Verdict { manner, forecast }))
-            }
-            Decision::GiveUp { ref why } => {
-                self.run.decide(decision.what(), why.clone());
-                Err(MigrateError::GivenUp(why.clone()))
-            }
+            Decision::GiveUp { why } => Err(MigrateError::GivenUp(why)),
         }
+    }
+
+    fn announce(&self, decision: &Decision) {
+        self.run.decide(decision.what(), decision.why().to_owned());
     }
 
     async fn slow_down(&mut self, percent: u8) -> Result<(), MigrateError> {
@@ -300,9 +296,9 @@ impl Ahead<'_> {
             wire,
         };
         match self.planner.during_round(&so_far) {
-            Some(Decision::GiveUp { why }) => {
-                self.run.decide("give up".into(), why.clone());
-                Err(MigrateError::GivenUp(why))
+            Some(decision @ Decision::GiveUp { .. }) => {
+                self.announce(&decision);
+                Err(MigrateError::GivenUp(decision.why().to_owned()))
             }
             Some(decision) => {
                 gauge.cut_short();

@@ -84,14 +84,7 @@ impl Hash {
         // Only now: a scan that fails forgets nothing.
         let space = Space { pid: task.pid, identity, debt: Runs::default() };
         self.spaces.insert(task.space, space);
-        Ok(Some(SpaceScan {
-            space: task.space,
-            pid: task.pid,
-            restarted,
-            scanned: ours.pages(),
-            resident: resident.into_vec(),
-            dirty: dirty.into_vec(),
-        }))
+        Ok(Some(SpaceScan::of(task, restarted, &ours, resident, dirty)))
     }
 }
 
@@ -140,9 +133,7 @@ impl Tracker for Hash {
                 }
             }
         }
-        let present = |id: &SpaceId| scan.spaces.iter().any(|found| found.space == *id);
-        scan.gone = self.spaces.keys().copied().filter(|id| !present(id)).collect();
-        self.spaces.retain(|id, _| present(id));
+        scan.miss(&mut self.spaces);
         scan.took = begin.elapsed();
         self.stats.add(ScanCost { took: scan.took, ..ScanCost::default() });
         Ok(scan)

@@ -38,6 +38,7 @@ pub use hash::Hash;
 use probe::Missing;
 use runs::Runs;
 pub use soft_dirty::SoftDirty;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -178,6 +179,30 @@ pub struct SpaceScan {
     pub dirty: Vec<PageRun>,
     /// The pages of all mappings looked at, with or without content.
     pub scanned: PageCount,
+}
+
+impl Scan {
+    /// Of the `known` address spaces those that were not found are gone, and
+    /// forgotten.
+    fn miss<T>(&mut self, known: &mut BTreeMap<SpaceId, T>) {
+        let present = |id: &SpaceId| self.spaces.iter().any(|found| found.space == *id);
+        self.gone = known.keys().copied().filter(|id| !present(id)).collect();
+        known.retain(|id, _| present(id));
+    }
+}
+
+impl SpaceScan {
+    /// What was found of `task` among the pages looked at, `ours`.
+    fn of(task: Task, restarted: bool, ours: &Runs, resident: Runs, dirty: Runs) -> Self {
+        Self {
+            space: task.space,
+            pid: task.pid,
+            restarted,
+            scanned: ours.pages(),
+            resident: resident.into_vec(),
+            dirty: dirty.into_vec(),
+        }
+    }
 }
 
 /// What tracking cost the tracked processes.

@@ -153,14 +153,7 @@ impl SoftDirty {
             let space = Space { pid, identity, seen, debt: nothing, by_devices };
             self.spaces.insert(task.space, space);
         }
-        Ok(Some(SpaceScan {
-            space: task.space,
-            pid: task.pid,
-            restarted,
-            scanned: ours.pages(),
-            resident: resident.into_vec(),
-            dirty: dirty.into_vec(),
-        }))
+        Ok(Some(SpaceScan::of(task, restarted, &ours, resident, dirty)))
     }
 }
 
@@ -225,9 +218,7 @@ impl Tracker for SoftDirty {
                 }
             }
         }
-        let present = |id: &SpaceId| scan.spaces.iter().any(|found| found.space == *id);
-        scan.gone = self.spaces.keys().copied().filter(|id| !present(id)).collect();
-        self.spaces.retain(|id, _| present(id));
+        scan.miss(&mut self.spaces);
         scan.took = begin.elapsed();
         cost.took = scan.took;
         self.stats.add(cost);

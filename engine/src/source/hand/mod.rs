@@ -102,7 +102,8 @@ impl<'a> Handover<'a> {
             ready.cancel().await;
             return Err(error);
         }
-        // A duty cycle would thaw what is about to be frozen.
+        // A duty cycle would thaw what is about to be frozen, and CRIU take a low
+        // limit for the container's own.
         if let Some(Err(error)) = self.copied.throttle.as_mut().map(Throttle::before_freeze) {
             ready.cancel().await;
             self.forget_ticket();
@@ -117,7 +118,9 @@ impl<'a> Handover<'a> {
                 return Err(error.into());
             }
         };
-        self.give_back_the_cpu();
+        if self.copied.throttle.take().is_some() && self.copied.throttled > 0 {
+            self.run.events.send(Event::Throttle { percent: 0 });
+        }
         self.clock.end(self.run, Phase::Freeze);
         self.on(SourceEvent::Frozen).await;
         if let Err(error) = self.ship(still).await {
@@ -132,20 +135,6 @@ impl<'a> Handover<'a> {
             self.ask_what_became_of_it().await;
         }
         self.finish().await
-    }
-
-    /// Frozen it writes nothing, and CRIU must not take the low limit for the
-    /// container's own.
-    fn give_back_the_cpu(&mut self) {
-        if let Some(mut throttle) = self.copied.throttle.take() {
-            match throttle.lift() {
-                Ok(()) if self.copied.throttled > 0 => {
-                    self.run.events.send(Event::Throttle { percent: 0 });
-                }
-                Ok(()) => {}
-                Err(error) => tracing::error!("{error}"),
-            }
-        }
     }
 
     async fn next_event(

@@ -8,7 +8,7 @@ use crate::protocol::{MissingPages, RestoreRequest, StoredImage, ToTarget};
 use crate::source::freeze::Still;
 use crate::source::gauge::Gauge;
 use crate::source::peer::PeerError;
-use crate::source::pump::{self, Pump, Take};
+use crate::source::pump::{self, Pump, RoundDone, Take};
 use crate::source::{Manner, MigrateError};
 use crate::target::intake::{INVENTORY, LOG};
 use crate::track::runs::Runs;
@@ -76,9 +76,8 @@ impl Handover<'_> {
         let round = self.next_round();
         let link = self.peer.link.clone();
         let order = self.frozen_round(round, &tasks);
-        let (pump, done) = self.take_pump()?.round(order, &Gauge::default(), &link).await?;
-        self.copied.pump = Some(pump);
-        self.confirm(round, done.batches).await
+        let done = self.take_pump()?.round(order, &Gauge::default(), &link).await?;
+        self.sent(done).await.map(drop)
     }
 
     /// The last scan and what becomes of the pages it finds.
@@ -105,9 +104,12 @@ impl Handover<'_> {
         let mut plan = LazyPlan::from_images(&images)
             .map_err(|e| MigrateError::Target(format!("CRIU's images are unusable: {e}")))?;
         self.add_hidden(&mut plan)?;
+        let Manner { leaves, resident } = self.copied.manner;
         let pump = self.copied.pump.as_ref();
+        // What is left behind is absent, every page of it: not worth a list.
         let absent: Vec<_> = plan
             .tasks()
+            .filter(|_| !leaves)
             .flat_map(|(space, task)| {
                 pump.map(|pump| pump.absent(space, &task.missing)).unwrap_or_default()
             })
@@ -122,8 +124,7 @@ impl Handover<'_> {
             })
             .collect();
         self.memory = plan.pages().bytes();
-        let Manner { leaves, resident } = self.copied.manner;
-        if !leaves && !absent.is_empty() {
+        if !absent.is_empty() {
             tracing::debug!(pages = absent.len(), "pages only CRIU knew of");
             self.patch(absent).await?;
         }
@@ -146,12 +147,12 @@ impl Handover<'_> {
         if !files.is_empty() {
             let round = self.next_round();
             let link = self.peer.link.clone();
-            let (pump, done) = self.take_pump()?.images(round, files, &link).await?;
-            self.copied.pump = Some(pump);
+            let pages = PageCount(stored.iter().map(|image| image.pages.0).sum());
+            let done = self.take_pump()?.images(round, files, pages, &link).await?;
+            let done = self.sent(done).await?;
             let (raw, wire) = (done.report.dirty.bytes(), done.report.bytes_wire);
             let text = format!("images hold {} bytes of pages, {} crossed the link", raw.0, wire.0);
             self.run.events.send(Event::Note { text });
-            self.confirm(round, done.batches).await?;
         }
         Ok(stored)
     }
@@ -177,9 +178,8 @@ impl Handover<'_> {
     pub(super) async fn patch(&mut self, pages: Vec<PageAt>) -> Result<(), MigrateError> {
         let round = self.next_round();
         let link = self.peer.link.clone();
-        let (pump, done) = self.take_pump()?.patch(round, pages, &link).await?;
-        self.copied.pump = Some(pump);
-        self.confirm(round, done.batches).await
+        let done = self.take_pump()?.patch(round, pages, &link).await?;
+        self.sent(done).await.map(drop)
     }
 
     async fn send_images(&mut self, mut request: RestoreRequest) -> Result<(), MigrateError> {
@@ -209,6 +209,13 @@ impl Handover<'_> {
         self.peer.say(&ToTarget::RoundEnd { round, batches }).await?;
         self.unconfirmed += 1;
         Ok(())
+    }
+
+    /// A round is out: takes the pump back, and the target hears of it.
+    async fn sent(&mut self, (pump, done): (Pump, RoundDone)) -> Result<RoundDone, MigrateError> {
+        self.copied.pump = Some(pump);
+        self.confirm(done.report.round, done.batches).await?;
+        Ok(done)
     }
 
     /// The pump is lost with the round that failed.

@@ -18,7 +18,7 @@ use blip_transport::encode::{EncodeOptions, Encoder, RoundTally};
 use blip_transport::link::LinkError;
 use blip_transport::link::quic::{Connection, Priority, StreamKind};
 use blip_transport::page::{ContentHash, PageAt, PageIndex, PageRun, SpaceId};
-use blip_transport::units::{ByteSize, PAGE_SIZE, PageCount, Round};
+use blip_transport::units::{ByteSize, PageCount, Round};
 use blip_transport::wire::{Batch, RawBatch};
 use books::Books;
 pub use books::Take;
@@ -263,18 +263,15 @@ impl Pump {
         ahead.offered
     }
 
-    /// Sends the pages of images of CRIU's, by name where the target has their
-    /// content.
+    /// Sends the pages of images of CRIU's, `count` in all, by name where the
+    /// target has their content.
     pub async fn images(
         self,
         round: Round,
         images: Vec<(SpaceId, File)>,
+        count: PageCount,
         link: &Connection,
     ) -> Result<(Self, RoundDone), PumpError> {
-        let mut count = 0;
-        for (_, file) in &images {
-            count += file.metadata().map_err(PumpError::Copy)?.len() / PAGE_SIZE as u64;
-        }
         let work = move |pump: &mut Self, out: &Sink| {
             pump.encoder.begin_round(round);
             for (space, file) in &images {
@@ -287,7 +284,7 @@ impl Pump {
             }
             Ok(pump.finish(out))
         };
-        self.extra(round, PageCount(count), link, work).await
+        self.extra(round, count, link, work).await
     }
 
     fn read_again(

@@ -204,14 +204,7 @@ impl Space {
     fn report(&mut self, task: Task, found: Found) -> SpaceScan {
         let restarted = !self.announced;
         (self.announced, self.known) = (true, true);
-        SpaceScan {
-            space: task.space,
-            pid: task.pid,
-            restarted,
-            scanned: found.scanned.pages(),
-            dirty: found.dirty.into_vec(),
-            resident: found.resident.into_vec(),
-        }
+        SpaceScan::of(task, restarted, &found.scanned, found.resident, found.dirty)
     }
 
     /// Looks at the whole space once.
