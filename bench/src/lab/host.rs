@@ -44,8 +44,8 @@ pub(super) struct Plan<'a> {
     pub(super) spec: &'a LabSpec,
     /// The program that is the hosts' init.
     pub(super) program: &'a Path,
-    /// The folder with the root file system.
-    pub(super) base: &'a Path,
+    /// Folders that make up the root file system, the uppermost first.
+    pub(super) layers: &'a [PathBuf],
     /// The archive of images.
     pub(super) images: &'a Path,
 }
@@ -68,7 +68,7 @@ pub(super) fn start(plan: &Plan<'_>, index: usize, names: &[String]) -> Result<H
         mode: plan.spec.cgroup,
         v1: cgroups.v1.clone(),
         net: plan.paths.net(name),
-        base: plan.base.join("rootfs"),
+        layers: plan.layers.to_vec(),
         dir: dir.clone(),
     };
     let log = dir.join("init.log");

@@ -22,6 +22,7 @@
 mod cgroup;
 mod client;
 mod error;
+mod extra;
 mod host;
 mod image;
 mod init;
@@ -65,6 +66,8 @@ pub struct LabSpec {
     pub cgroup: CgroupMode,
     /// Which Debian the hosts run.
     pub suite: Suite,
+    /// Whether the hosts also have the programs that blip is compared with.
+    pub peers: bool,
     /// Package mirror; by default the one the machine's own apt uses.
     pub mirror: Option<String>,
     /// The `blip-bench` program, which is also the hosts' init. By default it
@@ -81,6 +84,7 @@ impl Default for LabSpec {
             hosts: 2,
             cgroup: CgroupMode::V2,
             suite: Suite::Forky,
+            peers: false,
             mirror: None,
             program: None,
             progress: |line| {
@@ -182,6 +186,11 @@ impl Lab {
         self.fresh
     }
 
+    /// Which Debian the hosts run.
+    pub fn suite(&self) -> Suite {
+        self.state.suite
+    }
+
     /// The lab's subnet, as `10.90.SLOT.0/24`.
     pub fn subnet(&self) -> String {
         network::subnet(self.state.slot)
@@ -255,12 +264,17 @@ fn make(spec: &LabSpec, paths: &Paths) -> Result<State> {
     machine::check_kernel(spec.cgroup, paths)?;
     let base = rootfs::ensure(spec)?;
     let images = image::ensure(&base, spec.progress)?;
+    let mut layers = vec![base.join("rootfs")];
+    if spec.peers {
+        layers.insert(0, extra::ensure(spec, &base)?);
+    }
 
     paths.create()?;
     let slot = paths.claim_slot()?;
     let names: Vec<String> = ('a'..='z').take(spec.hosts).map(String::from).collect();
     network::create(paths, slot, &names)?;
-    let plan = host::Plan { paths, slot, spec, program: &program, base: &base, images: &images };
+    let plan =
+        host::Plan { paths, slot, spec, program: &program, layers: &layers, images: &images };
     (spec.progress)(&format!("starting {} hosts of {}", names.len(), spec.suite));
     let hosts = std::thread::scope(|scope| {
         let starting: Vec<_> = (0..names.len())

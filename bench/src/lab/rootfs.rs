@@ -141,7 +141,7 @@ pub(super) fn purge() -> Result<()> {
     // Only what is ours: the folder may be one the user named.
     for entry in entries {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = ["forky-", "trixie-", "vm-"];
+        let ours = ["forky-", "trixie-", "vm-", super::extra::PREFIX];
         if name == BUILDING || ours.iter().any(|prefix| name.starts_with(*prefix)) {
             clear(&entry.path())?;
         }

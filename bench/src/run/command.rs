@@ -108,7 +108,7 @@ impl CompareCommand {
     pub fn run(self) -> Result<ExitCode> {
         let mut arms = self.arms;
         if arms.is_empty() {
-            arms.extend(super::plan::METHODS[..4].iter().map(|m| (*m).to_owned()));
+            arms.extend(super::plan::METHODS.iter().map(|m| (*m).to_owned()));
             arms.extend(baseline::all().iter().map(|peer| peer.name().to_owned()));
         }
         let run = RunCommand {
@@ -154,6 +154,7 @@ impl RunCommand {
             name: self.name.clone(),
             suite: plan.suite,
             cgroup: plan.cgroup,
+            peers: plan.needs_peers(),
             ..LabSpec::default()
         };
         let rig = Rig::start(&spec, &blip, &["a", "b"])?;

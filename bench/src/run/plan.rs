@@ -289,6 +289,12 @@ impl Written {
 }
 
 impl Plan {
+    /// Whether hosts need programs beyond what blip is tested with.
+    pub(super) fn needs_peers(&self) -> bool {
+        let extra = |name: &str| baseline::named(name).is_some_and(|peer| peer.is_extra());
+        self.arms.iter().any(|arm| matches!(&arm.way, Way::Peer(name) if extra(name)))
+    }
+
     /// Refuses what cannot be run or told apart afterwards.
     pub(super) fn sound(&self) -> Result<()> {
         ensure!(self.repeats > 0, "a plan of no repeats measures nothing");

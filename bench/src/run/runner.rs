@@ -176,7 +176,7 @@ impl<'a> Runner<'a> {
     fn peer(&mut self, name: &str, scenario: &Scenario, link: Link) -> Result<(Sample, Trace)> {
         let mut peer = baseline::named(name).context("a peer of the plan")?;
         let version = format!("{}; {}", peer.version(self.rig), peer.describe());
-        if let Err(why) = peer.can(&scenario.load) {
+        if let Err(why) = peer.can(self.rig, &scenario.load) {
             let ended = Ended::Impossible;
             let sample = Sample { ended, why: Some(why), peer: Some(version), ..Sample::default() };
             return Ok((sample, Trace::default()));
