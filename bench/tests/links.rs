@@ -23,7 +23,7 @@ fn road(hosts: &Hosts, weather: Weather) -> Relay {
 
 /// 20 ms each way and one datagram of a hundred lost.
 fn delay_and_loss_are_no_obstacle(hosts: &Hosts) {
-    let (addr, expected) = hosts.redis("redis", 1, 24 * MIB);
+    let (addr, expected) = hosts.redis("redis", 1, 8 * MIB);
     let place = AtClient(hosts.lab.client());
     let spec = Spec { rate: 500, counters: 100, ..Spec::new(addr) };
     let probe = Probe::start(spec, &place).expect("a probe");

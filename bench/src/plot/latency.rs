@@ -122,7 +122,9 @@ fn draw_panel(
         let (begin, end) = (x.at(begin), x.at(end));
         svg.line((begin, below - 3.0), (end, below - 3.0), INK, 3.0);
         let font = Font { size: SMALL, bold: true, halo: true, ..Font::default() };
-        let (at, anchor) = if end + 90.0 < RIGHT {
+        let (at, anchor) = if end - begin > 90.0 {
+            ((begin + end) / 2.0, Anchor::Middle)
+        } else if end + 90.0 < RIGHT {
             (end + 6.0, Anchor::Start)
         } else {
             (begin - 6.0, Anchor::End)
