@@ -155,7 +155,11 @@ impl Scenario {
 
     /// What it is, in a few words.
     pub fn describe(&self) -> String {
-        let what = self.load.service().describe();
+        let what = match &self.load {
+            // As it was written: 1GiB, not 1073741824.
+            Load::Writer(words) => format!("memory writer `{}`", words.text),
+            load => load.service().describe(),
+        };
         match self.reads {
             0 => what,
             reads => format!("{what}, {reads} % of the requests read"),
