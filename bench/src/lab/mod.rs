@@ -38,6 +38,7 @@ pub use client::Client;
 pub use error::LabError;
 pub(crate) use error::on;
 pub use host::Host;
+pub use image::{Application, MEMCACHED, NGINX, POSTGRESQL};
 pub use init::{enter as enter_host, serve as serve_host};
 pub use machine::install;
 pub use rootfs::Suite;
@@ -223,6 +224,12 @@ impl Lab {
         Client::new(&Paths::new(&self.state.name), self.state.slot)
     }
 
+    /// The namespace of the bridge that joins hosts and client; what stands
+    /// there is between them all.
+    pub fn switch(&self) -> Client {
+        Client::switch(&Paths::new(&self.state.name), self.state.slot)
+    }
+
     /// What `lab status` tells of it.
     pub fn status(&self) -> Status {
         Status::from_state(&self.state)
@@ -241,6 +248,33 @@ impl Lab {
         let loaded = self.hosts().iter().try_for_each(|host| host.load(&archive));
         let _ = std::fs::remove_dir_all(&work);
         loaded
+    }
+
+    /// Gives every host the image of an application, with the same ID on each.
+    /// It is made, once, from the packages of `mirror`, by default those of the
+    /// machine's own; that takes half a minute.
+    ///
+    /// # Errors
+    /// If it cannot be made, or Docker does not take it.
+    pub fn add_application(&self, application: &Application, mirror: Option<&str>) -> Result<()> {
+        let spec = LabSpec { mirror: mirror.map(str::to_owned), ..LabSpec::default() };
+        let (home, suite) = (rootfs::home(self.state.suite), self.state.suite);
+        let mirror = || rootfs::mirror(&spec);
+        let archive = image::ensure_application(&home, application, suite, mirror)?;
+        self.hosts().iter().try_for_each(|host| host.load(&archive))
+    }
+
+    /// A program of an application that was [added](Self::add_application), run
+    /// in the client's network. Its files are those of the image.
+    pub fn client_program(
+        &self,
+        application: &Application,
+        argv: &[&str],
+    ) -> std::process::Command {
+        let root = image::application_root(&rootfs::home(self.state.suite), application);
+        let mut words: Vec<&std::ffi::OsStr> = vec!["chroot".as_ref(), root.as_ref()];
+        words.extend(argv.iter().map(std::ffi::OsStr::new));
+        self.client().command(&words)
     }
 
     /// Limits what flows to and from `host` to `rate` each way, by a token

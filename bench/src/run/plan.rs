@@ -5,9 +5,9 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use blip_transport::units::Bandwidth;
 use serde::{Deserialize, Serialize};
 
+use super::link::Link;
 use super::scenario::Scenario;
 use crate::baseline;
 use crate::lab::{CgroupMode, Suite};
@@ -26,6 +26,8 @@ pub struct Plan {
     pub repeats: u32,
     /// Requests a second of the client.
     pub probe_rate: u32,
+    /// Requests a second that each have a connection of their own; 0: none.
+    pub fresh_rate: u32,
     /// How long the client asks before and after a migration, in milliseconds.
     pub margin_ms: u64,
     /// After how long a migration is killed, in milliseconds.
@@ -37,46 +39,6 @@ pub struct Plan {
     pub suite: Suite,
     /// Cgroup version of the hosts.
     pub cgroup: CgroupMode,
-}
-
-/// A network: what each host's cable carries, each way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Link {
-    /// Bits a second; `None`: as fast as the kernel is.
-    pub bits: Option<u64>,
-}
-
-impl Link {
-    /// Bytes a second.
-    pub fn bandwidth(self) -> Option<Bandwidth> {
-        self.bits.map(|bits| Bandwidth(bits as f64 / 8.0))
-    }
-}
-
-impl TryFrom<String> for Link {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        match text.as_str() {
-            "unshaped" => Ok(Link { bits: None }),
-            other => Ok(Link { bits: Some(quantity::bit_rate(other)?) }),
-        }
-    }
-}
-
-impl fmt::Display for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [("gbit", 1_000_000_000), ("mbit", 1_000_000), ("kbit", 1_000), ("bit", 1)];
-        let Some(bits) = self.bits else { return f.write_str("unshaped") };
-        let fits = units.into_iter().find(|(_, unit)| bits % unit == 0);
-        fits.map_or(Ok(()), |(name, unit)| write!(f, "{}{name}", bits / unit))
-    }
-}
-
-impl From<Link> for String {
-    fn from(link: Link) -> String {
-        link.to_string()
-    }
 }
 
 /// One of the ways that are compared.
@@ -206,7 +168,7 @@ pub struct Written {
     pub scenarios: Vec<String>,
     /// Further scenarios.
     pub scenario: Vec<Scenario>,
-    /// Links: `unshaped`, `1gbit`.
+    /// Links: `unshaped`, `1gbit`, `1gbit+20ms+1%`.
     pub links: Vec<String>,
     /// Methods: arms without further words.
     pub methods: Vec<String>,
@@ -216,6 +178,8 @@ pub struct Written {
     pub repeats: Option<u32>,
     /// Requests a second.
     pub probe_rate: Option<u32>,
+    /// Requests a second over new connections.
+    pub fresh_rate: Option<u32>,
     /// Before and after, as `2s`.
     pub margin: Option<String>,
     /// Of one migration, as `5min`.
@@ -256,7 +220,7 @@ impl Written {
             links.push(Link::try_from(link).map_err(anyhow::Error::msg)?);
         }
         if links.is_empty() {
-            links.push(Link { bits: None });
+            links.push(Link::default());
         }
         // What the bench itself costs is always measured.
         let mut arms = vec![Arm { name: NOTHING.to_owned(), way: Way::Nothing }];
@@ -277,6 +241,7 @@ impl Written {
             arms,
             repeats: self.repeats.unwrap_or(5),
             probe_rate: self.probe_rate.unwrap_or(1_000),
+            fresh_rate: self.fresh_rate.unwrap_or(20),
             margin_ms: span(self.margin, 2_000).map_err(anyhow::Error::msg)?,
             limit_ms: span(self.limit, 180_000).map_err(anyhow::Error::msg)?,
             onward: self.onward,
@@ -363,19 +328,16 @@ mod tests {
 
     #[test]
     fn the_plans_that_are_published_make_sense() {
-        for text in
-            [include_str!("../../plans/goals.toml"), include_str!("../../plans/methods.toml")]
-        {
-            assert!(Plan::parse(text).expect(text).cells().len() >= 100);
-        }
-    }
-
-    #[test]
-    fn links_have_one_name() {
-        for (text, name) in
-            [("unshaped", "unshaped"), ("1000 Mbit", "1gbit"), ("100mbit", "100mbit")]
-        {
-            assert_eq!(Link::try_from(text.to_owned()).expect(text).to_string(), name);
+        let plans = [
+            (include_str!("../../plans/goals.toml"), 100),
+            (include_str!("../../plans/methods.toml"), 100),
+            (include_str!("../../plans/sizes.toml"), 36),
+            (include_str!("../../plans/rates.toml"), 36),
+            (include_str!("../../plans/workloads.toml"), 42),
+            (include_str!("../../plans/links.toml"), 54),
+        ];
+        for (text, least) in plans {
+            assert!(Plan::parse(text).expect(text).cells().len() >= least, "{text}");
         }
     }
 }

@@ -165,8 +165,12 @@ impl Hosts {
 
     /// The same with more flags.
     pub(crate) fn start_migration_with(&self, name: &str, flags: &str) -> Migration {
-        let to = self.b().address().to_string();
-        let mut words = vec![BLIP, "migrate", name, "--to", &to, "--json"];
+        self.start_migration_to(name, &self.b().address().to_string(), flags)
+    }
+
+    /// The same over a road that is not the straight one.
+    pub(crate) fn start_migration_to(&self, name: &str, to: &str, flags: &str) -> Migration {
+        let mut words = vec![BLIP, "migrate", name, "--to", to, "--json"];
         words.extend(flags.split_whitespace());
         let mut command = self.a().command(&words);
         let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());

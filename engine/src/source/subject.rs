@@ -111,8 +111,8 @@ impl Subject {
         // in the container's cgroup and namespaces.
         let init = crate::runtime::restored_init(inspection.pid);
         let mut bundle = Bundle::of(&inspection.id, init)?;
-        let tmpfs = InMemory::all(init, &bundle.mounted);
-        bundle.external.extend(tmpfs.iter().map(InMemory::external));
+        let tmpfs = InMemory::all(init, &bundle.external);
+        bundle.external.extend(tmpfs.iter().flat_map(InMemory::external));
         let freezer = Freezer::of(init)?;
         if freezer.holds(std::process::id())? {
             return Err(SubjectError::Together { name: inspection.name, path: freezer.path });

@@ -140,7 +140,8 @@ impl Baseline for Criu {
         super::versions(rig, "criu --version | head -n 1")
     }
 
-    fn can(&self, rig: &Rig, _: &Load) -> Result<(), String> {
+    fn can(&self, rig: &Rig, load: &Load) -> Result<(), String> {
+        process::can(load)?;
         if self.how == How::Ahead { tracks_memory(rig) } else { Ok(()) }
     }
 

@@ -6,6 +6,14 @@ use super::super::berth::NET;
 use crate::rig::Rig;
 use crate::run::{Load, container};
 
+/// Whether the hosts themselves have the program.
+pub(super) fn can(load: &Load) -> Result<(), String> {
+    match load {
+        Load::Redis(_) | Load::Writer(_) => Ok(()),
+        _ => Err("only Redis and the writer are installed on the hosts themselves".to_owned()),
+    }
+}
+
 /// Starts it; gives its port.
 pub(super) fn start(rig: &Rig, load: &Load) -> Result<u16> {
     if matches!(load, Load::Writer(_)) {
