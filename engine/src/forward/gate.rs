@@ -55,7 +55,7 @@ fn rules(ticket: Ticket, ports: &[Port]) -> String {
         rules += &format!("fib daddr type local udp dport {{ {udp} }} drop; ");
     }
     format!(
-        "table inet {} {{ chain arrivals {{ type filter hook prerouting priority -310; {rules}}} }}\n",
+        "table inet {} {{\nchain arrivals {{ type filter hook prerouting priority -310; {rules}}}\n}}\n",
         table(ticket)
     )
 }

@@ -68,7 +68,13 @@ fn spawn_holder(call: &Invocation, stage: &StageDir, bundle: &Bundle) -> Result<
         .map_err(|e| fail(&e))?;
     fcntl(&tell, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|e| fail(&e))?;
     let myself = std::env::current_exe().map_err(|e| fail(&e))?;
-    let mut holder = Command::new(myself)
+    let mut command = Command::new(myself);
+    if bundle.terminal() {
+        // Output and errors are this command's own then, and containerd waits
+        // until nobody holds them any more.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    }
+    let mut holder = command
         .envs(call.console_socket.iter().map(|socket| (CONSOLE_VARIABLE, socket)))
         .args(["runtime", "holder"])
         .arg(&call.id)

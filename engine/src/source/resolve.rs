@@ -38,6 +38,10 @@ pub async fn put_away(
     remove: bool,
 ) -> Result<(), DockerError> {
     docker.wait_ended(&record.container).await?;
+    if let Err(DockerError::NoContainer { .. }) = docker.inspect(&record.container).await {
+        // Run with --rm.
+        return Ok(());
+    }
     if remove {
         return docker.remove(&record.container).await;
     }
