@@ -160,9 +160,9 @@ fn the_connections_end_with_a_reset(hosts: &Hosts, flags: &str) {
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "after {asked}: {error}");
     let seen = callers.join().expect("the callers");
     eprintln!("downtime {} ms; asked {asked} times; {seen:?}", report["downtime_ms"]);
-    // Inside: its sockets are closed ones (ENOTCONN), not silent ones.
+    // Inside: its ends report ECONNABORTED, no orderly end.
     let log = hosts.docker(hosts.b(), "logs echo");
-    let errors = log.lines().filter(|line| *line == "error 107").count();
+    let errors = log.lines().filter(|line| *line == "error 103").count();
     assert!(errors >= 2, "the container does not know: {log}");
     assert!(seen.served > 0 && seen.reset <= 1, "{seen:?}");
     if flags.contains("--forward") {

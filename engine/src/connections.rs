@@ -3,12 +3,13 @@
 //! Its address stays here, so nobody would ever answer their peers again: they
 //! are reset, once the target owns the container, so that clients see an error
 //! at once and connect anew. The container sees the other end of it: its
-//! sockets are restored as closed ones. A reset and not an orderly end, because
+//! sockets are restored as closed ones, with an error (`ECONNABORTED`). A reset and not an orderly end, because
 //! what was under way in either direction is lost, and that must not look like
 //! a completed answer.
 //!
 //! The cut ([`crate::network::Cut`]) lets these resets pass.
 
+use crate::cgroup::Freezer;
 use crate::sys::sockets;
 use clap::ValueEnum;
 use std::process::Stdio;
@@ -43,6 +44,21 @@ pub async fn reset(processes: Vec<i32>) {
         }
     });
     let _ = resetting.await;
+}
+
+/// What CRIU restores as a closed socket reads as an orderly end; an upload that
+/// was cut off would pass for a whole one. `init`: that of a restored container
+/// that has not run yet, as this host numbers it.
+pub fn mark_closed(init: i32) {
+    let processes = Freezer::of(init).and_then(|freezer| freezer.processes());
+    for pid in processes.unwrap_or_default() {
+        match sockets::abort_closed(pid) {
+            Ok(count) => tracing::debug!(pid, count, "closed sockets marked"),
+            Err(error) => {
+                tracing::warn!("process {pid} takes its closed sockets for ended: {error}")
+            }
+        }
+    }
 }
 
 /// An answer may still be on its way over a connection that its process has

@@ -10,6 +10,7 @@ pub mod files;
 pub mod freeze;
 mod gauge;
 pub mod hand;
+mod in_memory;
 pub mod measure;
 pub mod peer;
 pub mod pump;
@@ -303,6 +304,10 @@ impl Run {
     ) -> Result<(Subject, Peer, [HostFacts; 2], Vec<String>), MigrateError> {
         let mut subject =
             Subject::find(&self.docker, &self.order.container, &self.order.binds).await?;
+        if self.order.restore == Restore::Docker {
+            // In Docker's checkpoint.
+            subject.tmpfs.clear();
+        }
         let probes = Probes::write(&mut subject.plan);
         let source = check::facts(&self.docker).await?;
         let mut findings = check::equipment(&source, "source");
@@ -449,6 +454,7 @@ impl Run {
             descriptors: subject.bundle.descriptors.clone(),
             memory: subject.memory()?,
             mounts: subject.plan.told(),
+            tmpfs: subject.tmpfs.iter().map(|tmpfs| tmpfs.told.clone()).collect(),
         };
         let request = Box::new(request);
         peer.say(&match self.order.restore {
