@@ -52,13 +52,12 @@ fn tcp_sockets(pid: i32) -> io::Result<Vec<OwnedFd>> {
 
 /// Whether there is no connection, and nothing to be read for ever.
 fn is_shut_unconnected(socket: &OwnedFd) -> bool {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use std::os::fd::AsFd;
-    let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLRDHUP)];
-    let shut = poll(&mut polled, PollTimeout::ZERO).is_ok_and(|_| {
-        let both = PollFlags::POLLRDHUP | PollFlags::POLLHUP;
-        polled[0].revents().is_some_and(|events| events.contains(both))
-    });
+    let both = libc::POLLRDHUP | libc::POLLHUP;
+    let mut polled = libc::pollfd { fd: socket.as_raw_fd(), events: both, revents: 0 };
+    // SAFETY: the kernel reads and writes the one structure, which lives until
+    // the call returns at once.
+    let answer = unsafe { libc::poll(&mut polled, 1, 0) };
+    let shut = answer > 0 && polled.revents & both == both;
     let peer =
         nix::sys::socket::getpeername::<nix::sys::socket::SockaddrStorage>(socket.as_raw_fd());
     shut && peer.is_err()
@@ -149,6 +148,26 @@ mod tests {
         disconnect(&OwnedFd::from(listener)).unwrap();
         let error = client.read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn only_what_was_shut_unconnected_has_lost_its_connection() {
+        use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socket};
+        let fresh = || socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None);
+        let (shut, open) = (fresh().unwrap(), fresh().unwrap());
+        // As CRIU does: it is said not to be connected, and shut all the same.
+        let _ = shutdown(shut.as_raw_fd(), Shutdown::Both);
+        assert!(is_shut_unconnected(&shut) && !is_shut_unconnected(&open));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ended = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        drop(listener.accept().unwrap());
+        assert_eq!(ended.read(&mut [0]).unwrap(), 0, "an orderly end stays one");
+        assert!(!is_shut_unconnected(&OwnedFd::from(ended)));
+        if nix::unistd::geteuid().is_root() {
+            abort(&shut).unwrap();
+            let error = TcpStream::from(shut).read(&mut [0]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        }
     }
 
     #[test]
