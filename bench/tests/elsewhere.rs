@@ -1,6 +1,7 @@
 //! A container whose address stays behind: on the default bridge, with
 //! published ports. Its connections are reset, new ones are forwarded.
 
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod hosts;
 
 use blip_bench::lab::{CgroupMode, Client, Suite};

@@ -1,5 +1,6 @@
 //! `--restore docker`: by Docker's own checkpoints, where that Docker can.
 
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod hosts;
 
 use blip_bench::lab::{CgroupMode, Suite};

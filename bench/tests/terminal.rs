@@ -1,6 +1,7 @@
 //! A container with a terminal moves: its shell with what it has stopped and
 //! what it knows, and whoever is attached is told.
 
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod hosts;
 
 use blip_bench::lab::{CgroupMode, Host, Suite};
