@@ -270,8 +270,6 @@ fn what_cannot_move_is_refused_in_one_line_and_untouched() {
 
     hosts.run("bound", "--network blipnet --volume /srv:/things", busybox, &sleep);
     refused(&hosts, &[], &["bound", "--to", "b"], &["/srv at /things", "--bind copy=/things"]);
-    hosts.run("terminal", "--network blipnet -t", busybox, &sleep);
-    refused(&hosts, &[], &["terminal", "--to", "b"], &["terminal", "without -t"]);
     hosts.run("shared", "--network host", busybox, &sleep);
     refused(&hosts, &[], &["shared", "--to", "b"], &["network of host"]);
     hosts.run("paused", "--network blipnet", busybox, &sleep);

@@ -19,6 +19,7 @@ async fn main() {
             images,
             external: b.external.clone(),
             descriptors: b.descriptors.clone(),
+            close_connections: false,
             terminal: b.terminal,
         };
         let t = Instant::now();

@@ -5,6 +5,7 @@
 //! run, and when it is done. Every write is complete or absent: a temporary
 //! file, synced, renamed, and the directory synced.
 
+use crate::forward::Forward;
 use crate::handover::{Ticket, Verdict};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,15 @@ pub struct SourceRecord {
     pub target: String,
     /// Whether the source's container is removed once it has moved.
     pub remove_source: bool,
+    /// Whether its connections end here, with a reset.
+    #[serde(default)]
+    pub close_connections: bool,
+    /// What takes its place on its published ports.
+    #[serde(default)]
+    pub forward: Option<Forward>,
+    /// It is stopped with a checkpoint of Docker's; its restart policy, as JSON.
+    #[serde(default)]
+    pub by_docker: Option<String>,
     /// When, in seconds since 1970.
     pub at: u64,
 }

@@ -9,10 +9,13 @@
 pub mod bundle;
 pub mod cgroup;
 pub mod cli;
+pub mod connections;
 pub mod criu;
 pub mod docker;
 pub mod event;
 pub mod experience;
+pub mod external;
+pub mod forward;
 pub mod guard;
 pub mod handover;
 pub mod history;

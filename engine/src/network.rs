@@ -112,6 +112,16 @@ impl Primed {
     }
 }
 
+/// What passes a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// Nothing: the address lives on elsewhere.
+    Nothing,
+    /// Resets on their way out, and what finds the way for them. A container
+    /// that stands still sends none; they leave when its connections are ended.
+    Resets,
+}
+
 /// Cuts a container's interfaces off, and joins them again.
 #[derive(Debug)]
 pub struct Cut {
@@ -121,14 +131,17 @@ pub struct Cut {
 
 impl Cut {
     /// Prepares to cut all interfaces but `lo` of the network namespace of
-    /// process `pid`. Touches nothing yet.
-    pub fn prime(pid: i32) -> Result<Self, NetworkError> {
+    /// process `pid`. `but`: what may pass all the same. Touches nothing yet.
+    pub fn prime(pid: i32, but: Passage) -> Result<Self, NetworkError> {
         let interfaces = interfaces(pid)?;
         if interfaces.is_empty() {
             return Ok(Self { pid, apply: None });
         }
-        let apply =
-            Primed::start(Some(pid), cut_rules(&interfaces), "cut the container off".to_owned())?;
+        let apply = Primed::start(
+            Some(pid),
+            cut_rules(&interfaces, but),
+            "cut the container off".to_owned(),
+        )?;
         Ok(Self { pid, apply: Some(apply) })
     }
 
@@ -342,15 +355,22 @@ fn parse_interfaces(text: &str) -> Vec<String> {
         .collect()
 }
 
-fn cut_rules(interfaces: &[String]) -> String {
+fn cut_rules(interfaces: &[String], but: Passage) -> String {
     let list: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
     let list = list.join(", ");
-    let chain = |hook: &str| {
+    let (neighbours, resets) = match but {
+        Passage::Nothing => ("", ""),
+        Passage::Resets => (
+            "meta protocol arp accept; icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept;",
+            "tcp flags & rst == rst accept;",
+        ),
+    };
+    let chain = |hook: &str, rules: &str| {
         format!(
-            "chain {hook} {{ type filter hook {hook} devices = {{ {list} }} priority -500; policy drop; }}"
+            "chain {hook} {{ type filter hook {hook} devices = {{ {list} }} priority -500; policy drop; {neighbours} {rules} }}"
         )
     };
-    format!("table netdev {CUT} {{\n{}\n{}\n}}\n", chain("ingress"), chain("egress"))
+    format!("table netdev {CUT} {{\n{}\n{}\n}}\n", chain("ingress", ""), chain("egress", resets))
 }
 
 /// What arrives is dropped. What leaves is turned into the loopback, which
@@ -392,7 +412,8 @@ mod tests {
 
     #[test]
     fn a_cut_is_one_table_with_both_directions() {
-        let rules = cut_rules(&["eth0".into()]);
+        let rules = cut_rules(&["eth0".into()], Passage::Nothing);
+        assert!(!rules.contains("accept"), "{rules}");
         assert!(rules.contains("hook ingress devices = { \"eth0\" }"), "{rules}");
         assert!(rules.contains("hook egress devices = { \"eth0\" }"), "{rules}");
     }

@@ -51,6 +51,9 @@ pub struct HostFacts {
     pub kernel: String,
     /// CPU features, as `/proc/cpuinfo` lists them.
     pub cpu: Vec<String>,
+    /// Whether its experimental features are on.
+    #[serde(default)]
+    pub docker_experimental: bool,
     /// 1 or 2: the cgroup generation of Docker's containers.
     pub cgroup: u8,
 }
@@ -72,6 +75,8 @@ pub struct CheckRequest {
     pub containerd_images: bool,
     /// Networks it is attached to.
     pub networks: Vec<String>,
+    /// Containers it is linked with, by name.
+    pub links: Vec<String>,
     /// Memory it has now.
     pub memory: ByteSize,
     /// What its writable layer takes on disk.
@@ -87,8 +92,10 @@ pub struct StageRequest {
     pub ticket: Ticket,
     /// What Docker must create, as JSON: the source's inspection.
     pub container: String,
-    /// The container keeps addresses and open connections.
+    /// The container keeps its addresses.
     pub keep_addresses: bool,
+    /// It keeps its open TCP connections.
+    pub keep_connections: bool,
     /// Names of its stdio, for `runc restore`.
     pub descriptors: Vec<String>,
     /// Memory it has now.
@@ -148,6 +155,8 @@ pub enum ToTarget {
     Image(ImageOrder),
     /// Prepare everything but the processes.
     Stage(Box<StageRequest>),
+    /// Create the container; Docker itself is to start it from a checkpoint.
+    Create(Box<StageRequest>),
     /// All batches of a round have been sent.
     RoundEnd {
         /// The round.

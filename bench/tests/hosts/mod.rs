@@ -123,11 +123,23 @@ impl Hosts {
 
     /// Starts a container on the source.
     pub(crate) fn run(&self, name: &str, options: &str, image: &str, command: &[&str]) {
+        self.run_on(self.a(), name, options, image, command);
+    }
+
+    /// Starts a container.
+    pub(crate) fn run_on(
+        &self,
+        host: &Host,
+        name: &str,
+        options: &str,
+        image: &str,
+        command: &[&str],
+    ) {
         let mut words = vec!["docker", "run", "--detach", "--name", name];
         words.extend(options.split_whitespace());
         words.push(image);
         words.extend(command);
-        self.a().run(&words).expect("docker run");
+        host.run(&words).expect("docker run");
     }
 
     /// Starts a Redis on the source that holds `bytes` of data.

@@ -14,6 +14,14 @@ pub(super) fn deadline(text: &str) -> Result<Duration, String> {
     time(text, "2m", "it is over before it begins")
 }
 
+/// A time for which to forward; 0: not at all.
+pub(super) fn forward(text: &str) -> Result<Duration, String> {
+    if text.trim() == "0" {
+        return Ok(Duration::ZERO);
+    }
+    time(text, "10m (the container's name goes before --forward)", "0 alone means: do not")
+}
+
 fn time(text: &str, example: &str, no_zero: &str) -> Result<Duration, String> {
     let say = |why: String| format!("{why}; write a time with its unit, such as {example}");
     if text.starts_with('-') {

@@ -46,6 +46,8 @@ pub struct DumpSpec {
     pub descriptors: Vec<String>,
     /// Whether the container has a terminal.
     pub terminal: bool,
+    /// TCP connections stay behind: they are dumped as closed ones.
+    pub close_connections: bool,
 }
 
 /// What went wrong with a dump.
@@ -210,7 +212,9 @@ fn options(spec: &DumpSpec, directory: &File) -> Opts {
         network_lock: Some(rpc::NETWORK_LOCK_SKIP),
         notify_scripts: Some(true),
         lazy_pages: Some(true),
-        tcp_established: Some(true),
+        tcp_established: (!spec.close_connections).then_some(true),
+        tcp_close: spec.close_connections.then_some(true),
+        tcp_skip_in_flight: spec.close_connections.then_some(true),
         ext_unix_sk: Some(true),
         file_locks: Some(true),
         link_remap: Some(true),

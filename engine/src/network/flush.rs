@@ -97,7 +97,8 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 /// or an error.
 fn result(mut answers: &[u8]) -> Option<io::Result<()>> {
     while let Some((head, rest)) = answers.split_first_chunk::<16>() {
-        let word = |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let word =
+            |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let (length, number) = (word(0) as usize, word(8));
         let kind = u16::from_ne_bytes([head[4], head[5]]);
         if kind == ERROR {

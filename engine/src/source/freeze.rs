@@ -8,10 +8,11 @@
 
 use super::subject::Subject;
 use crate::cgroup::{CgroupError, Freezer, Version};
+use crate::connections;
 use crate::criu::dump::{DumpError, DumpSpec, Held, Loaded};
 use crate::criu::preload::Hidden;
 use crate::guard::{Charge, Guard};
-use crate::network::{Applied, Cut, InFlight, NetworkError};
+use crate::network::{Applied, Cut, InFlight, NetworkError, Passage};
 use crate::track::runs::Runs;
 use crate::track::{Task, hide};
 use blip_transport::page::SpaceId;
@@ -91,9 +92,11 @@ impl Ready {
             external: subject.bundle.external.clone(),
             descriptors: subject.bundle.descriptors.clone(),
             terminal: subject.bundle.terminal,
+            close_connections: !subject.keep_connections,
         };
         let loaded = Loaded::start(&spec).await?;
-        let cut = Cut::prime(init)?;
+        let passage = if subject.closes_here() { Passage::Resets } else { Passage::Nothing };
+        let cut = Cut::prime(init, passage)?;
         let in_flight = InFlight::tap(init)?;
         let freezer = subject.freezer.clone();
         let charge = Charge::Source {
@@ -187,7 +190,11 @@ impl Frozen {
     }
 
     /// The target runs it: everything here is killed, silently on the network.
-    pub async fn retire(self) {
+    /// `close`: after its connections have been reset.
+    pub async fn retire(self, close: bool) {
+        if close {
+            connections::reset(self.stop.freezer.processes().unwrap_or_default()).await;
+        }
         // CRIU still holds the sockets in repair mode and the interfaces are
         // cut: no reset leaves.
         let _ = kill(Pid::from_raw(self.stop.init), Signal::SIGKILL);

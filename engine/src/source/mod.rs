@@ -5,6 +5,7 @@
 //! the freeze on the [`handover`](crate::handover) decides.
 
 mod ahead;
+mod farewell;
 pub mod files;
 pub mod freeze;
 mod gauge;
@@ -18,12 +19,15 @@ pub mod subject;
 pub mod volumes;
 pub mod written;
 
+use crate::connections;
 use crate::docker::Docker;
 use crate::event::{
     Event, Events, Forecast, GoalReport, LazyReport, Phase, PhaseTime, Report, RoundReport,
     Versions, millis,
 };
 use crate::experience::Experience;
+use crate::external::{self, Departure, Restore};
+use crate::forward;
 use crate::handover::{Outcome, Ticket};
 use crate::history::{History, Side};
 use crate::image::{self, Held, ImageOrder};
@@ -66,6 +70,12 @@ pub struct Order {
     pub tracker: TrackerChoice,
     /// What becomes of mounts that do not travel by themselves.
     pub binds: Vec<Choice>,
+    /// Who restores it on the target.
+    pub restore: Restore,
+    /// What becomes of its established TCP connections.
+    pub tcp: connections::Choice,
+    /// For how long its published ports are forwarded from here.
+    pub forward: Option<Duration>,
     /// Remove the source's container once it has moved, instead of keeping it
     /// stopped under another name.
     pub remove_source: bool,
@@ -152,6 +162,9 @@ fn list(findings: &[Finding]) -> String {
 pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateError> {
     let begun = Instant::now();
     let docker = Docker::connect().await?;
+    if let Err(error) = forward::all() {
+        tracing::warn!("what an earlier forwarder left stays: {error}");
+    }
     let run = Run { order, events, docker, begun };
     let (subject, mut peer, facts, notes) = run.phase(Phase::Preflight, run.preflight()).await?;
     let ticket = new_ticket();
@@ -159,6 +172,14 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
     run.keep_a_journal(ticket, &subject);
     let staged = run.phase(Phase::Stage, run.stage(&subject, &mut peer, ticket)).await;
     let target_id = staged.map_err(MigrateError::under_way)?;
+    if run.order.restore == Restore::Docker {
+        let record = hand::record(&run, &subject, &peer, ticket);
+        let departure = Departure::new(&run, &subject, peer, record).await?;
+        let ended = departure.run().await.map_err(MigrateError::under_way)?;
+        let report = run.report(&subject, ended, target_id, facts, notes);
+        run.events.send(Event::Finished(Box::new(report.clone())));
+        return Ok(report);
+    }
     let mut experience = Experience::open(&run.order.state, &peer.link.peer());
     let planner = run.planner(&subject, &peer, &experience);
     let directory = run.order.work_directory(ticket);
@@ -221,21 +242,51 @@ pub struct Manner {
 
 /// How a handover ended.
 pub struct Ended {
-    outcome: Outcome,
-    rounds: Vec<RoundReport>,
-    downtime: Vec<PhaseTime>,
-    lazy: LazyReport,
-    memory: ByteSize,
-    sent: ByteSize,
-    tracker: String,
-    forecast: Forecast,
-    throttled: u8,
-    link: LinkFacts,
+    pub(crate) outcome: Outcome,
+    pub(crate) rounds: Vec<RoundReport>,
+    pub(crate) downtime: Vec<PhaseTime>,
+    pub(crate) lazy: LazyReport,
+    pub(crate) memory: ByteSize,
+    pub(crate) sent: ByteSize,
+    pub(crate) tracker: String,
+    pub(crate) forecast: Forecast,
+    /// Whether somebody foretold that before.
+    pub(crate) foretold: bool,
+    pub(crate) throttled: u8,
+    pub(crate) link: LinkFacts,
 }
 
 impl Run {
+    pub(crate) fn docker(&self) -> &Docker {
+        &self.docker
+    }
+
+    pub(crate) fn state(&self) -> &std::path::Path {
+        &self.order.state
+    }
+
+    pub(crate) fn identity(&self) -> &std::path::Path {
+        &self.order.identity
+    }
+
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
+    }
+
+    pub(crate) fn note(&self, text: String) {
+        self.events.send(Event::Note { text });
+    }
+
+    pub(crate) fn begin(&self, phase: Phase) {
+        self.events.send(Event::Begin { phase });
+    }
+
+    pub(crate) fn end(&self, phase: Phase, ms: f64) {
+        self.events.send(Event::End { phase, ms });
+    }
+
     /// Runs one phase and says when it begins and ends.
-    async fn phase<T, E>(
+    pub(crate) async fn phase<T, E>(
         &self,
         phase: Phase,
         work: impl Future<Output = Result<T, E>>,
@@ -253,9 +304,18 @@ impl Run {
     ) -> Result<(Subject, Peer, [HostFacts; 2], Vec<String>), MigrateError> {
         let mut subject =
             Subject::find(&self.docker, &self.order.container, &self.order.binds).await?;
+        if self.order.restore == Restore::Docker {
+            // In Docker's checkpoint.
+            subject.tmpfs.clear();
+        }
         let probes = Probes::write(&mut subject.plan);
         let source = check::facts(&self.docker).await?;
         let mut findings = check::equipment(&source, "source");
+        findings.extend(subject.settle_connections(self.order.tcp));
+        if self.order.forward.is_some() {
+            findings.extend(forward::findings(&subject.inspection, subject.keep_addresses));
+            forward::pin_ports(&mut subject.inspection);
+        }
         findings.extend(subject.findings()?);
         if let Err(error) = track::kind_for(self.order.tracker) {
             findings.push(Finding::blocker(error.to_string(), "or leave the choice to blip"));
@@ -282,6 +342,11 @@ impl Run {
             other => return Err(out_of_turn(&other).into()),
         };
         drop(probes);
+        if self.order.restore == Restore::Docker {
+            let networks = subject.inspection.networks().keys().any(|name| name != "none");
+            findings.extend(external::finding(&source, "source", networks));
+            findings.extend(external::finding(&target, "target", networks));
+        }
         if findings.iter().any(|finding| finding.blocks) {
             return Err(MigrateError::Blocked(findings));
         }
@@ -385,12 +450,18 @@ impl Run {
             ticket,
             container: subject.copy_of(self.order.rename.as_deref()).to_json(),
             keep_addresses: subject.keep_addresses,
+            keep_connections: subject.keep_connections,
             descriptors: subject.bundle.descriptors.clone(),
             memory: subject.memory()?,
             mounts: subject.plan.told(),
             tmpfs: subject.tmpfs.iter().map(|tmpfs| tmpfs.told.clone()).collect(),
         };
-        peer.say(&ToTarget::Stage(Box::new(request))).await?;
+        let request = Box::new(request);
+        peer.say(&match self.order.restore {
+            Restore::Staged => ToTarget::Stage(request),
+            Restore::Docker => ToTarget::Create(request),
+        })
+        .await?;
         match peer.hear().await? {
             ToSource::Staged { container } => Ok(container),
             ToSource::Failed { why } => Err(MigrateError::Target(why)),
@@ -399,7 +470,7 @@ impl Run {
     }
 
     /// The target's next word, unless the user has had enough.
-    async fn hear(&self, peer: &mut Peer) -> Result<ToSource, MigrateError> {
+    pub(crate) async fn hear(&self, peer: &mut Peer) -> Result<ToSource, MigrateError> {
         Ok(self.unless_interrupted(peer.hear()).await??)
     }
 
@@ -448,7 +519,7 @@ impl Run {
                 .downtime
                 .filter(|_| moved)
                 .map(|target| downtime <= millis(target)),
-            predicted: Some(ended.forecast),
+            predicted: ended.foretold.then_some(ended.forecast),
             throttled_percent: ended.throttled,
             unknowns: unknowns(),
             tracker: ended.tracker,

@@ -5,6 +5,7 @@ use super::in_memory::InMemory;
 use super::volumes::{Choice, Plan, size_of};
 use crate::bundle::{Bundle, BundleError};
 use crate::cgroup::{CgroupError, Freezer};
+use crate::connections;
 use crate::criu::predump::PreDumpSpec;
 use crate::docker::{Docker, DockerError, Inspection};
 use crate::image::Held;
@@ -21,6 +22,9 @@ use std::time::{Duration, Instant};
 /// Network drivers whose containers keep their addresses when they move: both
 /// hosts sit on the same segment.
 const SEGMENT_DRIVERS: [&str; 2] = ["macvlan", "ipvlan"];
+
+/// Label of containers that Swarm has made.
+const SWARM_TASK: &str = "com.docker.swarm.task.id";
 
 /// How long a health check is given to end.
 const GUEST_LIMIT: Duration = Duration::from_millis(1500);
@@ -71,6 +75,8 @@ pub struct Subject {
     pub freezer: Freezer,
     /// Its addresses move with it.
     pub keep_addresses: bool,
+    /// Its open TCP connections move with it.
+    pub keep_connections: bool,
     /// Interfaces of this host that its networks sit on, if it keeps its
     /// addresses.
     pub parents: Vec<String>,
@@ -129,6 +135,7 @@ impl Subject {
             bundle,
             freezer,
             keep_addresses,
+            keep_connections: keep_addresses,
             parents,
             upper,
             plan,
@@ -137,6 +144,35 @@ impl Subject {
             containerd_images,
             image_there: Held::Whole,
         })
+    }
+
+    /// Whether its connections end on this host, with a reset to each peer: its
+    /// address stays here. Of an address that has moved, this host says nothing.
+    pub fn closes_here(&self) -> bool {
+        !self.keep_connections && !self.keep_addresses
+    }
+
+    /// Does with its connections what the user wants, if that is possible.
+    pub fn settle_connections(&mut self, wanted: connections::Choice) -> Option<Finding> {
+        let name = &self.inspection.name;
+        self.keep_connections = self.keep_addresses && wanted != connections::Choice::Close;
+        let has_networks = !self.inspection.networks().is_empty();
+        match wanted {
+            connections::Choice::Keep if !self.keep_addresses => Some(Finding::blocker(
+                format!("the address of container '{name}' stays here, and so do its connections"),
+                "let them be closed (--tcp close), or use a macvlan network",
+            )),
+            _ if !self.keep_addresses && has_networks => Some(Finding::note(
+                "the container's address changes: its network is local to this host",
+                "clients' connections are reset once it has moved; a macvlan network keeps \
+                 address and connections",
+            )),
+            connections::Choice::Close if has_networks => Some(Finding::note(
+                "the container keeps its address, and no connection",
+                "clients see a reset when they next send something",
+            )),
+            _ => None,
+        }
     }
 
     /// Its init on this host.
@@ -202,6 +238,7 @@ impl Subject {
             layers: self.layers.clone(),
             containerd_images: self.containerd_images,
             networks: self.inspection.networks().into_keys().collect(),
+            links: self.inspection.links(),
             memory: self.memory()?,
             layer: self.upper.as_deref().map(size_of).unwrap_or_default(),
             mounts: self.plan.told(),
@@ -259,21 +296,24 @@ impl Subject {
             }
         }
         if self.bundle.terminal {
+            findings.push(Finding::note(
+                format!("container '{name}' has a terminal: sessions attached to it here end"),
+                "they are told so; docker attach goes on there",
+            ));
+        }
+        let config = self.inspection.all.config.clone().unwrap_or_default();
+        if config.labels.is_some_and(|labels| labels.contains_key(SWARM_TASK)) {
             findings.push(Finding::blocker(
-                format!("container '{name}' has a terminal (-t)"),
-                "terminals do not travel yet: run it without -t",
+                format!(
+                    "container '{name}' is a task of a Swarm service, with its secrets and configs"
+                ),
+                "Swarm places it itself, and would start another: move the service, not the task",
             ));
         }
         if self.upper.is_none() {
             findings.push(Finding::blocker(
                 format!("the root of container '{name}' is no overlay"),
                 "use the storage driver overlay2",
-            ));
-        }
-        if !self.keep_addresses && !self.inspection.networks().is_empty() {
-            findings.push(Finding::note(
-                "the container's address changes: its network is local to this host",
-                "open connections are closed; a macvlan network keeps address and connections",
             ));
         }
         findings

@@ -58,6 +58,8 @@ pub struct Arrival {
     /// The grant's record, on its way to the disk.
     recording: Option<JoinHandle<std::io::Result<()>>>,
     init: i32,
+    /// Its TCP connections did not come along.
+    closes: bool,
     resumed_at: Option<Instant>,
     drained: bool,
     /// All memory must be in place before the hold is told.
@@ -135,6 +137,7 @@ impl Arrival {
             serving_since: None,
             recording: None,
             init: 0,
+            closes: !request.keep_connections,
             resumed_at: None,
             drained: false,
             resident: false,
@@ -236,6 +239,9 @@ impl Arrival {
         match event {
             StageEvent::Said(Report::Held { init_pid }) => {
                 self.init = init_pid;
+                if self.closes {
+                    crate::connections::mark_closed(init_pid);
+                }
                 self.before_the_hold_is_told();
                 if self.resident && !self.drained {
                     self.filling = true;

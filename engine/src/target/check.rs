@@ -23,6 +23,7 @@ pub async fn facts(docker: &Docker) -> Result<HostFacts, DockerError> {
     Ok(HostFacts {
         blip: env!("CARGO_PKG_VERSION").to_owned(),
         docker: docker.version().await?,
+        docker_experimental: docker.is_experimental().await?,
         criu,
         runc: runc_version(),
         kernel: kernel(),
@@ -95,6 +96,17 @@ pub async fn target(
             findings.push(Finding::blocker(
                 format!("the target has no Docker network '{network}'"),
                 "create it there with the same driver and subnet",
+            ));
+        }
+    }
+    for link in &request.links {
+        if !docker.inspect(link).await.is_ok_and(|found| found.running) {
+            findings.push(Finding::blocker(
+                format!(
+                    "container '{}' is linked with '{link}', which does not run on the target",
+                    request.name
+                ),
+                "move that one first, or run it there",
             ));
         }
     }

@@ -15,6 +15,7 @@ mod probe;
 pub mod stage;
 
 use crate::docker::{Docker, DockerError, register_runtime};
+use crate::external;
 use crate::handover::{Ticket, Verdict};
 use crate::history::History;
 use crate::image;
@@ -33,12 +34,12 @@ use tokio::sync::{mpsc, oneshot};
 
 /// The target's part of blip, for all migrations that come in.
 pub struct Agent {
-    docker: Docker,
-    ledger: Ledger,
+    pub(crate) docker: Docker,
+    pub(crate) ledger: Ledger,
     facts: HostFacts,
     /// What must survive a crash.
     state: PathBuf,
-    history: History,
+    pub(crate) history: History,
     /// Whom to ask about a handover that is under way.
     under_way: Mutex<HashMap<Ticket, mpsc::Sender<Question>>>,
 }
@@ -96,6 +97,17 @@ impl Agent {
                 ToTarget::Probe => {
                     let report = probe::receive(&link).await?;
                     to_source.send(&ToSource::Probed(report)).await?;
+                }
+                ToTarget::Create(request) => {
+                    let (ask, questions) = mpsc::channel(4);
+                    let ticket = request.ticket;
+                    self.lock().insert(ticket, ask);
+                    let agent = self.clone();
+                    let done =
+                        external::arrive(agent, link, to_source, from_source, *request, questions)
+                            .await;
+                    self.lock().remove(&ticket);
+                    return done;
                 }
                 ToTarget::Stage(request) => {
                     let (ask, questions) = mpsc::channel(4);
@@ -176,7 +188,7 @@ impl Agent {
 
     /// How much a store may take: twice the container's memory, and not more
     /// than half of what is free here now.
-    fn memory_limit(&self, memory: ByteSize) -> ByteSize {
+    pub(crate) fn memory_limit(&self, memory: ByteSize) -> ByteSize {
         let wanted = memory.0.saturating_mul(2).max(256 << 20);
         ByteSize(wanted.min(check::available_memory().0 / 4 * 3))
     }
@@ -197,6 +209,7 @@ fn never_granted(record: &TargetRecord) -> bool {
 
 /// Removes what never ran. What was granted is left alone: it may run.
 async fn clean_up(docker: &Docker, ledger: &Ledger) -> anyhow::Result<()> {
+    external::remove_leftovers();
     for mut record in ledger.all::<TargetRecord>()? {
         if record.step == TargetStep::Staged || never_granted(&record) {
             if let Some(id) = &record.container {
@@ -209,6 +222,7 @@ async fn clean_up(docker: &Docker, ledger: &Ledger) -> anyhow::Result<()> {
         }
     }
     stage::remove_leftover_files();
+    crate::forward::all()?;
     network::remove_leftovers().await?;
     Ok(())
 }

@@ -7,6 +7,7 @@
 use super::intake::{Intake, Places};
 use super::mounts::{self, MakeError};
 use crate::docker::{Copy, Docker, DockerError, Inspection};
+use crate::forward;
 use crate::lazy::{LazyError, LazyServer};
 use crate::ledger::Made;
 use crate::mounts::{Origin, Tmpfs};
@@ -120,6 +121,7 @@ impl Staged {
         if docker.image_id(&original.image_name()).await?.as_deref() != Some(&original.image) {
             copy.body.image = Some(original.image.clone());
         }
+        forward::make_way(&original);
         let mut made = Made::default();
         let placed = mounts::make(docker, &request.mounts, &mut made).await;
         recorded(None, &made);
@@ -356,11 +358,12 @@ fn restore_spec(
     arrivals: &Path,
     images: &Path,
 ) -> Result<RestoreSpec, StagingError> {
-    let tcp = if request.keep_addresses { TcpMode::Established } else { TcpMode::Close };
+    let tcp = if request.keep_connections { TcpMode::Established } else { TcpMode::Close };
     let place = |tmpfs: &Tmpfs| {
         let path = arrivals.join("tmpfs").join(tmpfs.number.to_string());
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
-        let place = TmpfsPlace { key: tmpfs.key(), path: path.clone(), options: tmpfs.options.clone() };
+        let place =
+            TmpfsPlace { key: tmpfs.key(), path: path.clone(), options: tmpfs.options.clone() };
         made.map(|()| place).map_err(|source| StagingError::Prepare { path, source })
     };
     Ok(RestoreSpec {
@@ -394,7 +397,7 @@ async fn places(
 
 /// Where Docker keeps the log of container `id`: as on the source, below this
 /// host's root. (Docker does not answer for a container that it is starting.)
-fn log_file(original: &Inspection, root: &Path, id: &str) -> Option<PathBuf> {
+pub(crate) fn log_file(original: &Inspection, root: &Path, id: &str) -> Option<PathBuf> {
     let there = original.all.log_path.as_deref().filter(|path| !path.is_empty())?;
     let (_, below) = there.split_once("/containers/")?;
     Some(root.join("containers").join(below.replace(&original.id, id)))
