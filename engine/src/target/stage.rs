@@ -6,10 +6,10 @@
 
 use super::intake::{Intake, Places};
 use super::mounts::{self, MakeError};
+use super::recall::{self, RecallError};
 use crate::docker::{Copy, Docker, DockerError, Inspection};
 use crate::lazy::{LazyError, LazyServer};
-use crate::ledger::Made;
-use crate::mounts::Origin;
+use crate::ledger::{Departed, Made};
 use crate::network::{NetworkError, Silence, parse_mac};
 use crate::protocol::StageRequest;
 use crate::runtime::stage::{
@@ -17,7 +17,7 @@ use crate::runtime::stage::{
     StageServer, TcpMode,
 };
 use crate::source::files::LAYER;
-use blip_transport::files::{ApplyOptions, Exclude, Room};
+use blip_transport::files::{ApplyOptions, Exclude, Manifest, Room};
 use blip_transport::units::TreeId;
 use bollard::models::RestartPolicy;
 use std::collections::BTreeMap;
@@ -52,6 +52,9 @@ pub enum StagingError {
     /// The lazy-pages socket.
     #[error(transparent)]
     Lazy(#[from] LazyError),
+    /// What was left here.
+    #[error(transparent)]
+    Recall(#[from] RecallError),
     /// A directory or file.
     #[error("cannot prepare {path:?}: {source}")]
     Prepare {
@@ -100,6 +103,8 @@ pub struct Staged {
     arrivals: PathBuf,
     /// What was made for its files.
     pub made: Made,
+    /// What its trees of files hold already.
+    pub trees: BTreeMap<TreeId, Manifest>,
     /// The restart policy it has to get once it is here.
     policy: Option<RestartPolicy>,
 }
@@ -111,6 +116,7 @@ impl Staged {
     pub async fn prepare(
         docker: &Docker,
         request: &StageRequest,
+        departed: Option<Departed>,
         intake: &Intake,
         mut recorded: impl FnMut(Option<&str>, &Made),
     ) -> Result<Self, StagingError> {
@@ -135,7 +141,7 @@ impl Staged {
             }
         };
         recorded(Some(&id), &made);
-        match Self::build(docker, request, intake, &original, &id).await {
+        match Self::build(docker, request, departed, intake, &original, &id).await {
             Ok(staged) => Ok(Self { made, ..staged }),
             Err(error) => {
                 let _ = docker.discard(&id).await;
@@ -149,27 +155,29 @@ impl Staged {
     async fn build(
         docker: &Docker,
         request: &StageRequest,
+        departed: Option<Departed>,
         intake: &Intake,
         original: &Inspection,
         id: &str,
     ) -> Result<Self, StagingError> {
         // Docker does not answer for a container that it is starting.
         let mut trees = mounts::places(&docker.inspect(id).await?, &request.mounts)?;
-        for (mount, place) in request.mounts.iter().filter_map(|m| Some((m, trees.get(&m.tree?)?)))
-        {
-            if !matches!(mount.origin, Origin::Path { directory: false, .. }) {
-                mounts::clear(place)
-                    .map_err(|source| StagingError::Prepare { path: place.clone(), source })?;
-            }
-        }
         let moving = if request.keep_addresses { moving(original) } else { Vec::new() };
         let name = &request.ticket.to_string()[..12];
         let silences = silence(docker, original, &moving, name).await?;
         let directory = StageDir::make(Path::new(STAGE_ROOT), id)?;
         let mut server = StageServer::listen(&directory)?;
         let mut starting = start(docker.clone(), id.to_owned());
-        let holder = match wait_for_start(&mut server, &mut starting).await {
-            Ok(holder) => holder,
+        let up = match wait_for_start(&mut server, &mut starting).await {
+            Ok(holder) => {
+                trees.insert(LAYER, holder.rootfs.clone());
+                let here = recall::trees(request, departed.as_ref(), &trees, &holder.bind_mounts);
+                here.await.map(|here| (holder, here)).map_err(StagingError::from)
+            }
+            Err(error) => Err(error),
+        };
+        let (holder, here) = match up {
+            Ok(up) => up,
             Err(error) => {
                 server.die(&error.to_string()).await;
                 if !starting.is_finished() {
@@ -183,7 +191,6 @@ impl Staged {
         let arrivals = arrivals(request);
         let images = make_images(&arrivals, request)?;
         let lazy = LazyServer::listen(&images)?;
-        trees.insert(LAYER, holder.rootfs.clone());
         intake.place(places(docker, original, id, &holder, &images, trees).await?);
         server.restore(restore_spec(request, &images)).await.map_err(|e| {
             StagingError::Failed(format!("the holder does not take the order: {e}"))
@@ -202,6 +209,7 @@ impl Staged {
             directory,
             arrivals,
             made: Made::default(),
+            trees: here,
             policy,
         })
     }

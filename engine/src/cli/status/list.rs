@@ -269,6 +269,7 @@ Ended
             unified: true,
             target: "hostb:4433".into(),
             remove_source: false,
+            remains: Default::default(),
             at: 0,
         };
         let arrival = TargetRecord {

@@ -1,6 +1,7 @@
 //! From the freeze to the end: carries out what the pure
 //! [`Source`] says, and times the downtime's phases.
 
+mod keep;
 mod rest;
 mod ship;
 
@@ -288,6 +289,7 @@ impl<'a> Handover<'a> {
         if let Err(error) = self.run.docker.set_restart_policy(id, never_restart()).await {
             tracing::error!("{error}");
         }
+        self.keep_memory().await;
         if let Some(frozen) = self.frozen.take() {
             frozen.retire().await;
         }
@@ -335,6 +337,7 @@ impl<'a> Handover<'a> {
             lazy: self.lazy,
             memory: self.memory,
             sent: stats.sent,
+            received: stats.received,
             link,
             tracker: self.copied.tracker,
             forecast: self.copied.forecast,
@@ -353,6 +356,7 @@ impl<'a> Handover<'a> {
             unified: self.subject.freezer.version == crate::cgroup::Version::V2,
             target: self.run.order.target.clone(),
             remove_source: self.run.order.remove_source,
+            remains: self.remains(),
             at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         }
     }
