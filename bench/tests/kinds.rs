@@ -115,10 +115,12 @@ fn every_kind_of_file_moves_and_comes_back_as_it_was() {
     let options = "--network blipnet --volume kinds:/vol --tmpfs /scratch";
     let command = [&["python3", "-c", MAKER][..], &places].concat();
     pair.hosts.run("kinds", options, "blip/python:latest", &command);
-    let until = Instant::now() + Duration::from_secs(30);
-    while pair.docker(a, "logs kinds") != "ready" {
-        assert!(Instant::now() < until, "{}", pair.docker(a, "logs kinds"));
-        std::thread::sleep(Duration::from_millis(50));
+    let until = Instant::now() + Duration::from_secs(90);
+    let said = || pair.sh(a, "docker logs kinds 2>&1");
+    while said() != "ready" {
+        let runs = pair.hosts.inspect(a, "kinds", ".State.Running");
+        assert!(runs == "true" && Instant::now() < until, "{}", said());
+        std::thread::sleep(Duration::from_millis(100));
     }
     let list = |host| {
         let words = [&["docker", "exec", "kinds", "python3", "-c", LISTER][..], &places].concat();

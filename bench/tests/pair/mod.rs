@@ -27,7 +27,7 @@ impl Pair {
     pub(crate) fn up(test: &str) -> Self {
         let hosts = Hosts::up(test, CgroupMode::V2, Suite::Forky);
         let mut command = hosts.a().command(&[BLIP, "agent"]);
-        let agent = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("agent");
+        let agent = command.stdout(Stdio::null()).spawn().expect("agent");
         Self { hosts, agent }
     }
 

@@ -247,7 +247,6 @@ fn what_the_target_held_before_is_not_sent_and_what_it_lacks_is() {
     store.inventory(|batch| encoder.assume(&decode(batch.into_bytes()).unwrap()));
     let now = memory(&[1, 2, 9, 0, 6]);
     encoder.begin_round(Round(0));
-    assert!(encoder.holds(at(5)), "until it is told otherwise");
     encoder.retain(SpaceId(1), &[PageRun::new(0, 5)]);
     for (index, content) in &now {
         encoder.page(at(*index), &page(*content));
