@@ -366,7 +366,8 @@ impl Pump {
             self.encoder.forget_space(space);
             self.books.owners.remove(&space);
         }
-        if self.books.resident.is_empty() {
+        let first = self.books.resident.is_empty();
+        if first {
             // Of processes that the target knew at an earlier time.
             let there = |space: SpaceId| scan.spaces.iter().any(|seen| seen.space == space);
             let gone = self.encoder.spaces().filter(|&s| shared::is_process(s) && !there(s));
@@ -376,7 +377,9 @@ impl Pump {
         }
         for space in &scan.spaces {
             let known = self.books.resident.get(&space.space);
-            if space.restarted {
+            // To a first scan every process is new, and all its pages are dirty:
+            // what the target holds of an earlier time is compared page by page.
+            if space.restarted && !first {
                 self.encoder.forget_space(space.space);
                 self.confirmed.remove(&space.space);
             } else if known != Some(&space.resident) {
