@@ -9,6 +9,7 @@ pub mod files;
 pub mod freeze;
 mod gauge;
 pub mod hand;
+mod in_memory;
 pub mod known;
 pub mod measure;
 pub mod peer;
@@ -395,6 +396,7 @@ impl Run {
             memory: subject.memory()?,
             mounts: subject.plan.told(),
             came_by: self.came_by(subject),
+            tmpfs: subject.tmpfs.iter().map(|tmpfs| tmpfs.told.clone()).collect(),
         };
         peer.say(&ToTarget::Stage(Box::new(request))).await?;
         match peer.hear().await? {
