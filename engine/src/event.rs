@@ -256,6 +256,10 @@ pub struct Report {
     pub rounds: Vec<RoundReport>,
     /// Bytes that left the source in all streams, after compression.
     pub bytes_sent: ByteSize,
+    /// Bytes that came back: answers, and what the target said it still had of
+    /// an earlier move.
+    #[serde(default)]
+    pub bytes_received: ByteSize,
     /// Memory that was blip's to move: the resident private memory at the end.
     pub memory_bytes: ByteSize,
     /// How memory came into the container.

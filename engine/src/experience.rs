@@ -167,6 +167,7 @@ mod tests {
             total_ms: 0.0,
             rounds: Vec::new(),
             bytes_sent: ByteSize(0),
+            bytes_received: ByteSize(0),
             memory_bytes: ByteSize(256 << 20),
             lazy: LazyReport::default(),
             goal: GoalReport::from(&Goal::default()),

@@ -20,6 +20,7 @@ pub mod guard;
 pub mod handover;
 pub mod history;
 pub mod image;
+pub mod kept;
 pub mod lazy;
 pub mod ledger;
 pub mod mounts;

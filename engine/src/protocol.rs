@@ -104,6 +104,18 @@ pub struct StageRequest {
     pub mounts: Vec<Mount>,
     /// Its own file systems in memory.
     pub tmpfs: Vec<Tmpfs>,
+    /// The handover by which it came to the source: perhaps from here.
+    pub came_by: Option<Ticket>,
+}
+
+/// What the target says next that it holds of the container, by the names of
+/// contents: so many streams follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Its memory, as it was: one stream.
+    pub pages: bool,
+    /// So many trees of its files: a stream for each.
+    pub trees: u32,
 }
 
 /// Which pages of a task come lazily.
@@ -206,6 +218,8 @@ pub enum ToSource {
     Staged {
         /// Docker's ID of the container here.
         container: String,
+        /// What this host has of it already.
+        remembered: Remembered,
     },
     /// All pages of a round are in the store.
     RoundApplied {

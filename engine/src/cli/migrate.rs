@@ -1,11 +1,13 @@
 //! `blip migrate`.
 
 use super::goal::GoalArgs;
+use super::values::keep;
 use super::{Places, exit, show, values};
 use crate::connections;
 use crate::event::Events;
 use crate::external::Restore;
 use crate::handover::Outcome;
+use crate::kept::KeepLimit;
 use crate::source::volumes::Choice;
 use crate::source::{MigrateError, Order, migrate};
 use crate::timeline;
@@ -54,6 +56,11 @@ pub(super) struct MigrateArgs {
     /// Remove the container here once it has moved; its volumes stay
     #[arg(long)]
     remove_source: bool,
+    /// How much of its memory is kept here for an hour, so that it need not be
+    /// sent again should the container come back: auto (a quarter of what is
+    /// free), off, or a size such as 2GiB
+    #[arg(long, value_name = "auto|off|SIZE", value_parser = keep, default_value = "auto")]
+    keep_memory: KeepLimit,
     /// Print events as JSON, one object a line, the report last; `blip help
     /// events` describes them
     #[arg(long)]
@@ -86,6 +93,7 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
         tcp: args.tcp,
         forward: args.forward.filter(|time| !time.is_zero()),
         remove_source: args.remove_source,
+        keep: args.keep_memory,
         identity: places.identity,
         state: places.state,
         interrupt,

@@ -5,6 +5,7 @@
 
 use super::files::{Ahead as FilesAhead, Log, Trees};
 use super::gauge::Gauge;
+use super::known::Known;
 use super::peer::{Peer, PeerError};
 use super::pump::{self, Pump, PumpError, RoundDone, Take};
 use super::subject::Subject;
@@ -15,10 +16,11 @@ use crate::protocol::{ToSource, ToTarget};
 use crate::target::intake::LOG;
 use crate::throttle::Throttle;
 use crate::track::{self, Stop};
-use blip_transport::files::Pace;
+use blip_transport::files::{Manifest, Pace};
 use blip_transport::link::quic::{BlobName, Priority};
 use blip_transport::page::PageAt;
-use blip_transport::units::{Bandwidth, ByteSize, PAGE_SIZE, PageCount, Round};
+use blip_transport::units::{Bandwidth, ByteSize, PAGE_SIZE, PageCount, Round, TreeId};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -60,12 +62,13 @@ impl Run {
         subject: &Subject,
         peer: &mut Peer,
         planner: Planner,
+        known: Known,
         work: &Path,
     ) -> Result<Copied, MigrateError> {
         let (tracker, why) =
             track::choose(self.order.tracker, subject.pre_dumps(work)).map_err(PumpError::from)?;
         self.decide("track".into(), why.clone());
-        let files = self.files_ahead(subject, peer).await?;
+        let files = self.files_ahead(subject, peer, known.trees).await?;
         let log = self.log_ahead(subject, peer).await?;
         let mut ahead = Ahead {
             run: self,
@@ -79,7 +82,8 @@ impl Run {
             throttled: 0,
             dirty_rate: None,
         };
-        let (mut pump, verdict) = ahead.until_the_freeze(Pump::new(tracker), &files).await?;
+        let (mut pump, verdict) =
+            ahead.until_the_freeze(Pump::new(tracker, &known.pages), &files).await?;
         pump.confirm();
         let trees = files.finish().await?;
         self.files_applied(ahead.peer, &trees).await?;
@@ -111,8 +115,9 @@ impl Run {
         &self,
         subject: &Subject,
         peer: &mut Peer,
+        known: BTreeMap<TreeId, Manifest>,
     ) -> Result<FilesAhead, MigrateError> {
-        let round = Trees::open(subject)?.round(Pace::Live, &peer.link);
+        let round = Trees::open(subject, known)?.round(Pace::Live, &peer.link);
         let (trees, done) = self.unless_interrupted(round).await??;
         self.files_applied(peer, &trees).await?;
         let text = format!("{} files sent, {} on the wire", done.changed, done.wire);

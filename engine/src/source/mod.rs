@@ -11,6 +11,7 @@ pub mod freeze;
 mod gauge;
 pub mod hand;
 mod in_memory;
+pub mod known;
 pub mod measure;
 pub mod peer;
 pub mod pump;
@@ -31,6 +32,8 @@ use crate::forward;
 use crate::handover::{Outcome, Ticket};
 use crate::history::{History, Side};
 use crate::image::{self, Held, ImageOrder};
+use crate::kept::KeepLimit;
+use crate::ledger::{Ledger, TargetRecord};
 use crate::network;
 use crate::plan::{Goal, LinkFacts, Planner};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
@@ -41,6 +44,7 @@ use blip_transport::units::{ByteSize, Round};
 use files::{Log, Trees};
 use freeze::Ready;
 use hand::Handover;
+use known::Known;
 use peer::Peer;
 use pump::Pump;
 use std::path::PathBuf;
@@ -79,6 +83,8 @@ pub struct Order {
     /// Remove the source's container once it has moved, instead of keeping it
     /// stopped under another name.
     pub remove_source: bool,
+    /// How much of its memory stays here for a while, should it come back.
+    pub keep: KeepLimit,
     /// Directory of this host's identity and peers.
     pub identity: PathBuf,
     /// Directory for what must survive a crash.
@@ -171,7 +177,7 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
     peer.link.limit(run.order.goal.bandwidth);
     run.keep_a_journal(ticket, &subject);
     let staged = run.phase(Phase::Stage, run.stage(&subject, &mut peer, ticket)).await;
-    let target_id = staged.map_err(MigrateError::under_way)?;
+    let (target_id, known) = staged.map_err(MigrateError::under_way)?;
     if run.order.restore == Restore::Docker {
         let record = hand::record(&run, &subject, &peer, ticket);
         let departure = Departure::new(&run, &subject, peer, record).await?;
@@ -183,8 +189,8 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
     let mut experience = Experience::open(&run.order.state, &peer.link.peer());
     let planner = run.planner(&subject, &peer, &experience);
     let directory = run.order.work_directory(ticket);
-    let copied =
-        run.phase(Phase::PreCopy, run.copy_ahead(&subject, &mut peer, planner, &directory)).await;
+    let copying = run.copy_ahead(&subject, &mut peer, planner, known, &directory);
+    let copied = run.phase(Phase::PreCopy, copying).await;
     let copied = match copied {
         Ok(copied) => copied,
         Err(error) => return Err(run.call_off(peer, error.under_way()).await),
@@ -248,6 +254,7 @@ pub struct Ended {
     pub(crate) lazy: LazyReport,
     pub(crate) memory: ByteSize,
     pub(crate) sent: ByteSize,
+    pub(crate) received: ByteSize,
     pub(crate) tracker: String,
     pub(crate) forecast: Forecast,
     /// Whether somebody foretold that before.
@@ -442,7 +449,7 @@ impl Run {
         subject: &Subject,
         peer: &mut Peer,
         ticket: Ticket,
-    ) -> Result<String, MigrateError> {
+    ) -> Result<(String, Known), MigrateError> {
         if let Held::Layers(held) = subject.image_there {
             self.ship_image(subject, peer, held).await?;
         }
@@ -454,6 +461,7 @@ impl Run {
             descriptors: subject.bundle.descriptors.clone(),
             memory: subject.memory()?,
             mounts: subject.plan.told(),
+            came_by: self.came_by(subject),
             tmpfs: subject.tmpfs.iter().map(|tmpfs| tmpfs.told.clone()).collect(),
         };
         let request = Box::new(request);
@@ -463,10 +471,28 @@ impl Run {
         })
         .await?;
         match peer.hear().await? {
-            ToSource::Staged { container } => Ok(container),
+            ToSource::Staged { container, remembered } => {
+                let known = Known::receive(remembered, &peer.link).await?;
+                if !known.is_nothing() {
+                    let text = format!(
+                        "the target still has an earlier state; the list of it took {}",
+                        known.lists
+                    );
+                    self.events.send(Event::Note { text });
+                }
+                Ok((container, known))
+            }
             ToSource::Failed { why } => Err(MigrateError::Target(why)),
             other => Err(out_of_turn(&other).into()),
         }
+    }
+
+    /// The handover by which the container came here, if it came.
+    fn came_by(&self, subject: &Subject) -> Option<Ticket> {
+        let arrivals = Ledger::open(&self.order.state.join("arrivals")).ok()?;
+        let records = arrivals.all::<TargetRecord>().ok()?;
+        let id = &subject.inspection.id;
+        records.into_iter().find(|r| r.container.as_ref() == Some(id)).map(|r| r.ticket)
     }
 
     /// The target's next word, unless the user has had enough.
@@ -509,6 +535,7 @@ impl Run {
             total_ms: millis(self.begun.elapsed()),
             rounds: ended.rounds,
             bytes_sent: ended.sent,
+            bytes_received: ended.received,
             memory_bytes: ended.memory,
             lazy: ended.lazy,
             goal: GoalReport::from(&self.order.goal),

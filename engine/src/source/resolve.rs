@@ -53,7 +53,8 @@ pub async fn put_away(
 /// Notes what stays here of a container that moved: its volumes are this
 /// host's own should it come back. Worth a warning, no more.
 pub fn remember(state: &Path, record: &SourceRecord) {
-    let departed = Departed { ticket: record.ticket, container: record.container.clone() };
+    let (container, remains) = (record.container.clone(), record.remains.clone());
+    let departed = Departed { ticket: record.ticket, container, remains };
     let ledger = Ledger::open(&state.join("departed"));
     if let Err(error) = ledger.and_then(|ledger| ledger.save(record.ticket, &departed)) {
         tracing::warn!("what stays of {} is not on record: {error}", record.name);

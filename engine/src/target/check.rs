@@ -4,6 +4,7 @@ use super::mounts::{self, Remains};
 use crate::criu::rpc::Worker;
 use crate::docker::{Docker, DockerError};
 use crate::image::Held;
+use crate::kept;
 use crate::protocol::{CheckRequest, Finding, HostFacts};
 use blip_transport::units::ByteSize;
 use std::fs;
@@ -155,6 +156,10 @@ fn room(request: &CheckRequest) -> Option<Finding> {
     // The store and the restored memory exist side by side for a while, but
     // pages leave the store as they arrive in the container.
     let needed = ByteSize(request.memory.0 / 4 * 5 + (64 << 20));
+    if available_memory() < needed {
+        // Kept for what may never come; this one does.
+        kept::forget_all();
+    }
     let free = available_memory();
     (free < needed).then(|| {
         Finding::blocker(

@@ -12,6 +12,7 @@ pub mod intake;
 pub mod mounts;
 pub mod pages;
 mod probe;
+pub mod recall;
 pub mod stage;
 
 use crate::docker::{Docker, DockerError, register_runtime};
@@ -19,6 +20,7 @@ use crate::external;
 use crate::handover::{Ticket, Verdict};
 use crate::history::History;
 use crate::image;
+use crate::kept::Keeper;
 use crate::ledger::{Ledger, Made, TargetRecord, TargetStep};
 use crate::network;
 use crate::protocol::{HostFacts, ToSource, ToTarget};
@@ -40,6 +42,8 @@ pub struct Agent {
     /// What must survive a crash.
     state: PathBuf,
     pub(crate) history: History,
+    /// Allows memory of containers that leave to be kept here.
+    keeper: Mutex<Option<Arc<Keeper>>>,
     /// Whom to ask about a handover that is under way.
     under_way: Mutex<HashMap<Ticket, mpsc::Sender<Question>>>,
 }
@@ -54,7 +58,8 @@ impl Agent {
         let facts = check::facts(&docker).await?;
         let under_way = Mutex::default();
         let (state, history) = (state.to_owned(), History::of(state));
-        Ok(Arc::new(Self { docker, ledger, facts, state, history, under_way }))
+        let keeper = Mutex::new(keep());
+        Ok(Arc::new(Self { docker, ledger, facts, state, history, keeper, under_way }))
     }
 
     /// Serves one connection to its end.
@@ -184,6 +189,15 @@ impl Agent {
             let gone = ask.closed();
             let _ = tokio::time::timeout(std::time::Duration::from_secs(15), gone).await;
         }
+        self.forget_kept();
+    }
+
+    /// Frees the memory that is kept of containers that left.
+    fn forget_kept(&self) {
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(keeper) = keeper {
+            keeper.end();
+        }
     }
 
     /// How much a store may take: twice the container's memory, and not more
@@ -195,6 +209,22 @@ impl Agent {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, mpsc::Sender<Question>>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets memory be kept here, and removes it when it is too old.
+fn keep() -> Option<Arc<Keeper>> {
+    match Keeper::start() {
+        Ok(keeper) => {
+            let keeper = Arc::new(keeper);
+            let tidy = keeper.clone();
+            tokio::spawn(async move { tidy.tidy().await });
+            Some(keeper)
+        }
+        Err(error) => {
+            tracing::info!("no memory of containers that leave is kept here: {error}");
+            None
+        }
     }
 }
 

@@ -139,6 +139,7 @@ impl Stage {
             total_ms: self.now,
             rounds: self.rounds.clone(),
             bytes_sent: ByteSize(self.sent),
+            bytes_received: ByteSize(0),
             memory_bytes: ByteSize(1 << 30),
             lazy,
             goal: GoalReport::from(&goal),

@@ -279,6 +279,7 @@ Ended
             close_connections: false,
             forward: None,
             by_docker: None,
+            remains: Default::default(),
             at: 0,
         };
         let arrival = TargetRecord {

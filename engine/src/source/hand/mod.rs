@@ -2,6 +2,7 @@
 //! [`Source`] says, and times the downtime's phases.
 
 pub(crate) mod forward;
+mod keep;
 mod rest;
 mod ship;
 
@@ -312,6 +313,7 @@ impl<'a> Handover<'a> {
         let record = self.record();
         let forwarder = forward::start(record.forward.as_ref()).await;
         farewell::say(&record);
+        self.keep_memory().await;
         if let Some(frozen) = self.frozen.take() {
             frozen.retire(self.subject.closes_here()).await;
         }
@@ -360,6 +362,7 @@ impl<'a> Handover<'a> {
             lazy: self.lazy,
             memory: self.memory,
             sent: stats.sent,
+            received: stats.received,
             link,
             tracker: self.copied.tracker,
             forecast: self.copied.forecast,
@@ -369,7 +372,8 @@ impl<'a> Handover<'a> {
     }
 
     fn record(&self) -> SourceRecord {
-        record(self.run, self.subject, &self.peer, self.ticket)
+        let remains = self.remains();
+        SourceRecord { remains, ..record(self.run, self.subject, &self.peer, self.ticket) }
     }
 
     /// What the link carried in the longest round. A round that the container

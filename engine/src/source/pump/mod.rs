@@ -7,6 +7,7 @@
 //! a write in between is reported by the next scan.
 
 mod books;
+mod keep;
 
 use super::gauge::{Brake, Gauge};
 use crate::event::{RoundReport, millis};
@@ -19,7 +20,7 @@ use blip_transport::link::LinkError;
 use blip_transport::link::quic::{Connection, Priority, StreamKind};
 use blip_transport::page::{ContentHash, PageAt, PageIndex, PageRun, SpaceId};
 use blip_transport::units::{ByteSize, PageCount, Round};
-use blip_transport::wire::{Batch, RawBatch};
+use blip_transport::wire::{Batch, DecodedBatch, RawBatch};
 use books::Books;
 pub use books::Take;
 use std::collections::BTreeMap;
@@ -96,13 +97,15 @@ pub struct RoundDone {
 }
 
 impl Pump {
-    /// A pump for a target that holds nothing.
-    pub fn new(tracker: Box<dyn Tracker>) -> Self {
+    /// A pump for a target that holds what `known` says of an earlier time.
+    pub fn new(tracker: Box<dyn Tracker>, known: &[DecodedBatch]) -> Self {
         let options = EncodeOptions { delta_cache: DELTA_CACHE, ..EncodeOptions::default() };
+        let mut encoder = Encoder::new(options);
+        known.iter().for_each(|batch| encoder.assume(batch));
         Self {
             tracker,
             reader: Reader::new(),
-            encoder: Encoder::new(options),
+            encoder,
             books: Books::default(),
             shared: Shared::default(),
             confirmed: BTreeMap::new(),
@@ -363,9 +366,20 @@ impl Pump {
             self.encoder.forget_space(space);
             self.books.owners.remove(&space);
         }
+        let first = self.books.resident.is_empty();
+        if first {
+            // Of processes that the target knew at an earlier time.
+            let there = |space: SpaceId| scan.spaces.iter().any(|seen| seen.space == space);
+            let gone = self.encoder.spaces().filter(|&s| shared::is_process(s) && !there(s));
+            for space in gone.collect::<Vec<_>>() {
+                self.encoder.forget_space(space);
+            }
+        }
         for space in &scan.spaces {
             let known = self.books.resident.get(&space.space);
-            if space.restarted {
+            // To a first scan every process is new, and all its pages are dirty:
+            // what the target holds of an earlier time is compared page by page.
+            if space.restarted && !first {
                 self.encoder.forget_space(space.space);
                 self.confirmed.remove(&space.space);
             } else if known != Some(&space.resident) {
