@@ -19,6 +19,7 @@ pub mod history;
 pub mod image;
 pub mod lazy;
 pub mod ledger;
+pub mod memory;
 pub mod mounts;
 pub mod network;
 pub mod plan;

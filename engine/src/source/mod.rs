@@ -20,7 +20,7 @@ pub mod written;
 use crate::docker::Docker;
 use crate::event::{
     Event, Events, Forecast, GoalReport, LazyReport, Phase, PhaseTime, Report, RoundReport,
-    Versions, millis,
+    TrackingReport, Versions, millis,
 };
 use crate::experience::Experience;
 use crate::handover::{Outcome, Ticket};
@@ -227,6 +227,7 @@ pub struct Ended {
     memory: ByteSize,
     sent: ByteSize,
     tracker: String,
+    tracking: TrackingReport,
     forecast: Forecast,
     throttled: u8,
     link: LinkFacts,
@@ -450,6 +451,7 @@ impl Run {
             throttled_percent: ended.throttled,
             unknowns: unknowns(),
             tracker: ended.tracker,
+            tracking: ended.tracking,
             versions: Versions {
                 blip: facts[0].blip.clone(),
                 docker: both(|f| &f.docker),

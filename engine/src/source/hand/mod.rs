@@ -337,6 +337,7 @@ impl<'a> Handover<'a> {
             sent: stats.sent,
             link,
             tracker: self.copied.tracker,
+            tracking: self.copied.pump.as_ref().map(Pump::tracking).unwrap_or_default(),
             forecast: self.copied.forecast,
             throttled: self.copied.throttled,
         })
