@@ -1,6 +1,6 @@
 //! Tells tests whether they are built for root: those that need it are then
 //! run, and reported as ignored otherwise. So are those that need a virtual
-//! machine, unless `BLIP_VM=0` leaves them out: emulated, they take minutes.
+//! machine, unless `BLIP_VM=1` asks for them: emulated, they take minutes.
 
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(blip_root)");
@@ -12,7 +12,7 @@ fn main() {
     });
     if root {
         println!("cargo:rustc-cfg=blip_root");
-        if std::env::var_os("BLIP_VM").is_none_or(|value| value != "0") {
+        if std::env::var_os("BLIP_VM").is_some_and(|value| value != "0") {
             println!("cargo:rustc-cfg=blip_vm");
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! One boot of a kernel does all its checks, as an emulated processor is slow;
 //! each test here looks at its own part of what was said. What is done inside
-//! is in [`inside`], and in the engine's tests of the tracker. Tests built with
-//! `BLIP_VM=0` leave all of it out, and report it as ignored.
+//! is in [`inside`], and in the engine's tests of the tracker. Unless built with
+//! `BLIP_VM=1` all of it is left out, and reported as ignored.
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod hosts;
@@ -110,7 +110,7 @@ fn passed(text: &str) -> u32 {
 
 /// Output and exit code come out of the machine as the command made them.
 #[test]
-#[cfg_attr(not(blip_vm), ignore = "needs root, and is left out by BLIP_VM=0")]
+#[cfg_attr(not(blip_vm), ignore = "needs root, and BLIP_VM=1 when it is built")]
 fn a_command_runs_on_the_other_kernel() {
     let said = trixie("words");
     let lines: Vec<&str> = said.lines().collect();
@@ -120,7 +120,7 @@ fn a_command_runs_on_the_other_kernel() {
 
 /// A machine that does not come to an end is a failure that says so.
 #[test]
-#[cfg_attr(not(blip_vm), ignore = "needs root, and is left out by BLIP_VM=0")]
+#[cfg_attr(not(blip_vm), ignore = "needs root, and BLIP_VM=1 when it is built")]
 fn a_machine_that_says_nothing_is_a_failure_of_its_own() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut spec = VmSpec::new(vec!["sleep".into(), "1000".into()]);
@@ -133,7 +133,7 @@ fn a_machine_that_says_nothing_is_a_failure_of_its_own() {
 /// A hostile program is followed exactly by CRIU's pre-dumps, in either mode,
 /// one that fails included; and the control is caught.
 #[test]
-#[cfg_attr(not(blip_vm), ignore = "needs root, and is left out by BLIP_VM=0")]
+#[cfg_attr(not(blip_vm), ignore = "needs root, and BLIP_VM=1 when it is built")]
 fn pre_dumps_follow_a_hostile_program() {
     let said = trixie("tracker::pre_dumps::");
     assert!(passed(said) >= 4, "{said}");
@@ -142,14 +142,14 @@ fn pre_dumps_follow_a_hostile_program() {
 
 /// The whole way with CRIU's pre-dumps; nothing is lost.
 #[test]
-#[cfg_attr(not(blip_vm), ignore = "needs root, and is left out by BLIP_VM=0")]
+#[cfg_attr(not(blip_vm), ignore = "needs root, and BLIP_VM=1 when it is built")]
 fn a_redis_moves_by_pre_dumps() {
     assert_eq!(passed(trixie("inside::redis_moves_by_pre_dumps")), 1);
 }
 
 /// On an older kernel pre-dumps are the best there is: they are taken unasked.
 #[test]
-#[cfg_attr(not(blip_vm), ignore = "needs root, and is left out by BLIP_VM=0")]
+#[cfg_attr(not(blip_vm), ignore = "needs root, and BLIP_VM=1 when it is built")]
 fn a_redis_moves_by_the_best_there_is() {
     assert!(bookworm("words").starts_with("6.1."));
     assert_eq!(passed(bookworm("inside::redis_moves_by_the_best_there_is")), 1);
