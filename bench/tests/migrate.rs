@@ -5,6 +5,7 @@ mod hosts;
 
 use blip_bench::lab::{CgroupMode, Suite};
 use blip_bench::probe::{Probe, Spec};
+use blip_engine::track::probe::soft_dirty;
 use blip_transport::units::Bandwidth;
 use hosts::{AtClient, Hosts, Regular};
 use std::time::{Duration, Instant};
@@ -263,6 +264,14 @@ fn what_cannot_move_is_refused_in_one_line_and_untouched() {
 
     let no_criu = [("BLIP_CRIU", "/nonexistent")];
     refused(&hosts, &no_criu, &["redis", "--to", "b"], &["CRIU is missing", "install"]);
+
+    // The lab has this machine's kernel; where it has all, nothing is refused.
+    if let Err(missing) = soft_dirty() {
+        let words = ["redis", "--to", "b", "--tracker", "soft-dirty"];
+        let missing = missing.to_string();
+        let with = [&missing, "CONFIG_MEM_SOFT_DIRTY", "--tracker hash"];
+        refused(&hosts, &[], &words, &with);
+    }
 
     hosts.docker(b, "create --name redis blip/redis:latest");
     refused(&hosts, &[], &["redis", "--to", "b"], &["container named 'redis'", "docker rename"]);

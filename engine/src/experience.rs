@@ -144,7 +144,7 @@ fn read(path: &Path) -> Option<Known> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{GoalReport, LazyReport, Phase, PhaseTime, Versions};
+    use crate::event::{GoalReport, LazyReport, Phase, PhaseTime, TrackingReport, Versions};
     use crate::plan::{Goal, Method};
     use blip_transport::units::{ByteSize, PageCount};
     use std::os::unix::fs::PermissionsExt;
@@ -177,6 +177,7 @@ mod tests {
             throttled_percent: 0,
             unknowns: Vec::new(),
             tracker: String::new(),
+            tracking: TrackingReport::default(),
             versions: Versions::default(),
             notes: Vec::new(),
         }

@@ -23,6 +23,7 @@ pub mod image;
 pub mod kept;
 pub mod lazy;
 pub mod ledger;
+pub mod memory;
 pub mod mounts;
 pub mod network;
 pub mod plan;

@@ -21,6 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Seconds to wait instead, where that is too short: on an emulated machine.
 const PATIENCE_VARIABLE: &str = "BLIP_LAB_PATIENCE";
 
+/// How long a program of a host may take to answer after its start.
+pub(super) fn patience() -> Duration {
+    let patience = std::env::var(PATIENCE_VARIABLE).ok().and_then(|n| n.parse().ok());
+    patience.map_or(PATIENCE, Duration::from_secs)
+}
+
 /// Joins the cgroups named before `--`, then becomes the command after it.
 const JOIN: &str = r#"while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; done
 shift; exec "$@""#;
@@ -212,8 +218,7 @@ impl Host {
     }
 
     fn wait_for_docker(&self, log: &Path) -> Result<()> {
-        let patience = std::env::var(PATIENCE_VARIABLE).ok().and_then(|n| n.parse().ok());
-        let patience = patience.map_or(PATIENCE, Duration::from_secs);
+        let patience = patience();
         let deadline = Instant::now() + patience;
         while !answers(&self.docker_socket()) {
             if !self.is_alive() {

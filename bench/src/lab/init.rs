@@ -241,7 +241,7 @@ fn switch_root(root: &Path) -> Result<()> {
 /// Starts containerd, waits for its socket, then starts dockerd.
 fn start_docker() -> Result<Vec<(&'static str, Child)>> {
     let mut containerd = daemon("containerd", &[])?;
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + super::host::patience();
     while UnixStream::connect(CONTAINERD).is_err() {
         let ended = containerd.try_wait().on("waiting for", CONTAINERD)?;
         if ended.is_some() || Instant::now() > deadline {

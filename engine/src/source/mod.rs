@@ -24,7 +24,7 @@ use crate::connections;
 use crate::docker::Docker;
 use crate::event::{
     Event, Events, Forecast, GoalReport, LazyReport, Phase, PhaseTime, Report, RoundReport,
-    Versions, millis,
+    TrackingReport, Versions, millis,
 };
 use crate::experience::Experience;
 use crate::external::{self, Departure, Restore};
@@ -256,6 +256,7 @@ pub struct Ended {
     pub(crate) sent: ByteSize,
     pub(crate) received: ByteSize,
     pub(crate) tracker: String,
+    pub(crate) tracking: TrackingReport,
     pub(crate) forecast: Forecast,
     /// Whether somebody foretold that before.
     pub(crate) foretold: bool,
@@ -550,6 +551,7 @@ impl Run {
             throttled_percent: ended.throttled,
             unknowns: unknowns(),
             tracker: ended.tracker,
+            tracking: ended.tracking,
             versions: Versions {
                 blip: facts[0].blip.clone(),
                 docker: both(|f| &f.docker),

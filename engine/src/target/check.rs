@@ -5,6 +5,7 @@ use crate::criu::rpc::Worker;
 use crate::docker::{Docker, DockerError};
 use crate::image::Held;
 use crate::kept;
+use crate::memory;
 use crate::protocol::{CheckRequest, Finding, HostFacts};
 use blip_transport::units::ByteSize;
 use std::fs;
@@ -156,11 +157,11 @@ fn room(request: &CheckRequest) -> Option<Finding> {
     // The store and the restored memory exist side by side for a while, but
     // pages leave the store as they arrive in the container.
     let needed = ByteSize(request.memory.0 / 4 * 5 + (64 << 20));
-    if available_memory() < needed {
+    if memory::available() < needed {
         // Kept for what may never come; this one does.
         kept::forget_all();
     }
-    let free = available_memory();
+    let free = memory::available();
     (free < needed).then(|| {
         Finding::blocker(
             format!("the target has {free} of memory free; the container needs about {needed}"),
@@ -194,16 +195,6 @@ fn missing_cpu(source: &[String], target: &[String]) -> Option<Finding> {
             "choose a target of the same CPU family or a newer one",
         )
     })
-}
-
-/// `MemAvailable` of this host.
-pub fn available_memory() -> ByteSize {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    ByteSize(kib.unwrap_or(0) * 1024)
 }
 
 fn kernel() -> String {

@@ -204,7 +204,7 @@ impl Agent {
     /// than half of what is free here now.
     pub(crate) fn memory_limit(&self, memory: ByteSize) -> ByteSize {
         let wanted = memory.0.saturating_mul(2).max(256 << 20);
-        ByteSize(wanted.min(check::available_memory().0 / 4 * 3))
+        ByteSize(wanted.min(crate::memory::available().0 / 4 * 3))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, mpsc::Sender<Question>>> {

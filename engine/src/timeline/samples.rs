@@ -3,7 +3,7 @@
 
 use crate::event::{
     Event, Forecast, GoalReport, LazyReport, LazySample, Phase, PhaseTime, Progress, Report,
-    RoundReport, Timed, Versions,
+    RoundReport, Timed, TrackingReport, Versions,
 };
 use crate::handover::Outcome;
 use crate::plan::{Goal, Method};
@@ -149,6 +149,7 @@ impl Stage {
             throttled_percent: 0,
             unknowns: Vec::new(),
             tracker: "write-protect".into(),
+            tracking: TrackingReport::default(),
             versions: Versions::default(),
             notes: Vec::new(),
         };

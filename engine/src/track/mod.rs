@@ -19,6 +19,7 @@ pub mod choice;
 mod direct_io;
 mod hash;
 pub mod hide;
+mod huge;
 mod identity;
 mod maps;
 pub mod probe;
@@ -217,6 +218,9 @@ pub struct TrackStats {
     /// The most bytes of memory or disk that tracking took at any time for
     /// pages on their way.
     pub peak: ByteSize,
+    /// Scans that lost track of what was clean, so that all pages were taken:
+    /// a pre-dump of CRIU's failed.
+    pub fell_back: u32,
 }
 
 /// What one scan cost.

@@ -99,6 +99,9 @@ finished   The report; the last event, unless it was called off.
   throttled_percent  most CPU time that was taken
   unknowns   what blip cannot know from where it stands, in words
   tracker    how changed pages were found, and why so
+  tracking   what that took on the source:
+    peak_bytes  most memory or disk for pages on their way
+    fell_back  rounds that took all pages, as a pre-dump failed
   versions   blip; docker, criu, runc, kernel as [source, target]
   notes      what an operator should know, in words";
 

@@ -365,6 +365,7 @@ impl<'a> Handover<'a> {
             received: stats.received,
             link,
             tracker: self.copied.tracker,
+            tracking: self.copied.pump.as_ref().map(Pump::tracking).unwrap_or_default(),
             forecast: self.copied.forecast,
             foretold: true,
             throttled: self.copied.throttled,

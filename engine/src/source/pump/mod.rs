@@ -10,7 +10,7 @@ mod books;
 mod keep;
 
 use super::gauge::{Brake, Gauge};
-use crate::event::{RoundReport, millis};
+use crate::event::{RoundReport, TrackingReport, millis};
 use crate::track::read::{ReadError, Reader};
 use crate::track::runs::Runs;
 use crate::track::shared::{self, Offer, Shared};
@@ -406,6 +406,12 @@ impl Pump {
     /// Every page of the container that is ours to bring, as of the last scan.
     pub fn resident(&self) -> &BTreeMap<SpaceId, Vec<PageRun>> {
         &self.books.resident
+    }
+
+    /// What tracking took so far.
+    pub fn tracking(&self) -> TrackingReport {
+        let stats = self.tracker.stats();
+        TrackingReport { peak_bytes: stats.peak, fell_back: stats.fell_back }
     }
 
     /// The memory that is ours to bring.
