@@ -9,6 +9,7 @@ pub mod files;
 pub mod freeze;
 mod gauge;
 pub mod hand;
+mod in_memory;
 pub mod measure;
 pub mod peer;
 pub mod pump;
@@ -387,6 +388,7 @@ impl Run {
             descriptors: subject.bundle.descriptors.clone(),
             memory: subject.memory()?,
             mounts: subject.plan.told(),
+            tmpfs: subject.tmpfs.iter().map(|tmpfs| tmpfs.told.clone()).collect(),
         };
         peer.say(&ToTarget::Stage(Box::new(request))).await?;
         match peer.hear().await? {
