@@ -11,7 +11,7 @@ use super::pump::{self, Pump, PumpError, RoundDone, Take};
 use super::subject::Subject;
 use super::{Copied, Manner, MigrateError, Run, unexpected};
 use crate::event::{Event, Forecast, Progress, RoundReport};
-use crate::plan::{Decision, Method, Planner, RoundFacts, RoundSoFar};
+use crate::plan::{Decision, Method, Planner, RoundFacts, RoundSoFar, Watched};
 use crate::protocol::{ToSource, ToTarget};
 use crate::target::intake::LOG;
 use crate::throttle::Throttle;
@@ -206,6 +206,7 @@ impl Ahead<'_> {
                 Ok(None)
             }
             Decision::Throttle { percent, .. } => {
+                self.hold_back = false;
                 self.slow_down(percent).await?;
                 Ok(None)
             }
@@ -249,7 +250,8 @@ impl Ahead<'_> {
         let gauge = Gauge::default();
         let take = if self.hold_back { Take::Cool } else { Take::All };
         let tasks = self.subject.tasks()?;
-        let order = pump::Order { round, tasks, stop: Stop::Live, take };
+        let watch = self.run.order.goal.hold_back;
+        let order = pump::Order { round, tasks, stop: Stop::Live, take, watch };
         let link = self.peer.link.clone();
         let sent_before = link.stats().sent;
         let mut cut = None;
@@ -272,12 +274,13 @@ impl Ahead<'_> {
                 }
             }
         };
+        let read = Instant::now();
         pump.take_back(&self.applied(round, done.batches).await?);
         let took = begun.elapsed();
         self.run.events.send(Event::Round(done.report.clone()));
         self.rounds.push(done.report.clone());
-        let facts = self.facts_of(&done, took);
-        self.dirty_rate = Some(Bandwidth::over(done.report.dirty.bytes(), took));
+        let facts = self.facts_of(&done, took, read.elapsed());
+        self.dirty_rate = Some(dirty_rate(&facts));
         let decision = match cut {
             Some(decision) => decision,
             None => self.planner.after_round(&facts),
@@ -335,8 +338,12 @@ impl Ahead<'_> {
         }
     }
 
-    fn facts_of(&self, done: &RoundDone, took: Duration) -> RoundFacts {
+    /// `took` is the whole round, `unseen` the end of it in which nothing was
+    /// read any more.
+    fn facts_of(&self, done: &RoundDone, took: Duration, unseen: Duration) -> RoundFacts {
+        let watched = &done.watched;
         RoundFacts {
+            watched: Watched { since: watched.since + unseen, ..watched.clone() },
             round: done.report.round,
             took,
             elapsed: self.run.events.elapsed(),
@@ -347,5 +354,13 @@ impl Ahead<'_> {
             wire: done.report.bytes_wire,
             throttle: self.throttle.as_ref().map_or(0, Throttle::percent),
         }
+    }
+}
+
+/// How fast the container dirties pages, as the last look or the scan shows.
+fn dirty_rate(facts: &RoundFacts) -> Bandwidth {
+    match facts.watched.looks.last() {
+        Some(look) => Bandwidth::over(look.written.bytes(), look.time),
+        None => Bandwidth::over(facts.dirty.bytes(), facts.took),
     }
 }

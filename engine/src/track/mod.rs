@@ -117,6 +117,20 @@ pub trait Tracker: Send {
         self.scan(tasks, stop)
     }
 
+    /// Whether it can tell in the middle of a round what is being written.
+    fn glances(&self) -> bool {
+        false
+    }
+
+    /// Which pages of a live space were written since the last scan or glance.
+    /// They are forgotten, as by a scan, and so they are the caller's debt: each
+    /// is read after this, or given back. `None` if that cannot be told now;
+    /// nothing was forgotten then.
+    fn glance(&mut self, space: SpaceId) -> Result<Option<Runs>, TrackError> {
+        let _ = space;
+        Ok(None)
+    }
+
     /// Hands over those of `runs`, which the last scan reported, whose bytes
     /// the tracker has already; answers those to be read from the process.
     fn copy(

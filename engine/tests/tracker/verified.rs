@@ -4,7 +4,8 @@
 use crate::child::{Program, arm};
 use crate::hostile::Dice;
 use crate::shadow::Shadow;
-use blip_engine::track::{Hash, Scan, Stop, Tracker, WriteProtect};
+use blip_engine::track::runs::Runs;
+use blip_engine::track::{Hash, Scan, SpaceScan, Stop, Tracker, WriteProtect};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +18,8 @@ pub(crate) enum Fault {
     SkipOne,
     /// Read the bytes first, and scan afterwards.
     ReadThenScan,
+    /// Forget what a glance in the middle of a round has found.
+    ForgetGlances,
 }
 
 /// Follows a hostile program for some rounds, stops it, and compares.
@@ -53,6 +56,8 @@ pub(crate) fn follow_program(
             before = Some(tracker.scan_against(&program.tasks(), Stop::Live, &shadow).unwrap());
         } else {
             let scan = tracker.scan_against(&program.tasks(), Stop::Live, &shadow).unwrap();
+            // What is still to be read is no debt.
+            glance(tracker, &scan, fault, |space| Runs::from(space.dirty.as_slice()));
             let forget = fault == Fault::SkipOne && round == rounds / 2;
             shadow.apply_from(Some(tracker), &scan, Stop::Live, |space, page| {
                 let pick = forget && !skipped && space.0 as i32 == program.pid();
@@ -60,6 +65,7 @@ pub(crate) fn follow_program(
                 skipped |= pick;
                 pick
             });
+            glance(tracker, &scan, fault, |_| Runs::default());
             before = Some(scan);
         }
         std::thread::sleep(Duration::from_millis(5 + dice.roll(30) as u64));
@@ -78,6 +84,22 @@ pub(crate) fn follow_program(
         tracker.stats()
     );
     result
+}
+
+/// Glances into a round and gives back what it will not read any more.
+fn glance(
+    tracker: &mut dyn Tracker,
+    scan: &Scan,
+    fault: Fault,
+    will_read: impl Fn(&SpaceScan) -> Runs,
+) {
+    for space in &scan.spaces {
+        let Some(written) = tracker.glance(space.space).unwrap() else { continue };
+        if fault != Fault::ForgetGlances {
+            let owed = written.subtract(&will_read(space));
+            tracker.give_back(space.space, owed.as_slice());
+        }
+    }
 }
 
 #[test]
@@ -114,6 +136,13 @@ fn one_copy_forgotten_is_noticed_with_hashes() {
 fn one_copy_forgotten_is_noticed() {
     let result = follow(&mut WriteProtect::new().unwrap(), 5, 8, Fault::SkipOne);
     assert!(result.unwrap_err().contains("stale copy"));
+}
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn a_glance_forgotten_is_noticed() {
+    let result = follow(&mut WriteProtect::new().unwrap(), 5, 12, Fault::ForgetGlances);
+    assert!(result.is_err(), "nobody noticed: {result:?}");
 }
 
 #[test]

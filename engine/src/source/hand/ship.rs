@@ -89,7 +89,7 @@ impl Handover<'_> {
     /// The last scan and what becomes of the pages it finds.
     fn frozen_round(&self, round: Round, tasks: &[Task]) -> pump::Order {
         let take = if self.copied.manner.leaves { Take::Nothing } else { Take::All };
-        pump::Order { round, tasks: tasks.to_vec(), stop: Stop::Frozen, take }
+        pump::Order { round, tasks: tasks.to_vec(), stop: Stop::Frozen, take, watch: false }
     }
 
     /// Ends a long last round if the user has had enough.
