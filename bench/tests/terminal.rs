@@ -84,7 +84,10 @@ fn a_shell_lives_on_and_its_user_is_told() {
     let mut here = Session::attach(a, "term");
     here.types("\n", "# ");
     here.types("known=42\n", "# ");
-    here.types("cat\n", "cat");
+    // It runs when it answers: before, the key would be the shell's.
+    here.types("cat\n", "cat\r\n");
+    std::thread::sleep(Duration::from_millis(300));
+    here.types("there\n", "there\r\nthere");
     here.types("\u{1a}", "Stopped");
 
     hosts.migrate("term");
