@@ -8,7 +8,7 @@ use blip_bench::lab::{Lab, LabSpec};
 use blip_bench::rig::Rig;
 use blip_bench::run::environment::Environment;
 use blip_bench::run::sample::Ended;
-use blip_bench::run::{Plan, Record, Runner, Sample};
+use blip_bench::run::{MOVED, Plan, Record, Runner, Sample};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_blip-bench");
 
@@ -28,7 +28,7 @@ impl Hosts {
 
     /// Has peers move a small Redis, and gives their samples. `meddler` breaks
     /// something after each move.
-    fn moved_by(&self, peers: &[&str], meddler: impl FnMut(&Rig)) -> Vec<Sample> {
+    fn moved_by(&self, peers: &[&str], mut meddler: impl FnMut(&Rig)) -> Vec<Sample> {
         let rig = self.0.as_ref().expect("up");
         let text = format!(
             "scenarios = ['redis-64m']\nmethods = {peers:?}\nrepeats = 1\nprobe-rate = 500\n\
@@ -37,7 +37,11 @@ impl Hosts {
         let plan = Plan::parse(&text).expect("a plan");
         let dir = tempfile::tempdir().expect("a folder");
         let mut record = Record::open(dir.path(), &plan, &Environment::default()).expect("new");
-        let mut runner = Runner::new(rig, &plan, Path::new(BINARY)).broken_by(meddler);
+        let mut runner = Runner::new(rig, &plan, Path::new(BINARY)).broken_by(|rig, when| {
+            if when == MOVED {
+                meddler(rig);
+            }
+        });
         runner.run(&mut record, &mut |_, _| {}).expect("written down");
         runner.clean().expect("cleaned");
         let mut samples = blip_bench::run::record::samples(dir.path()).expect("readable");

@@ -12,7 +12,7 @@
 //!   the container has otherwise by now is sent.
 
 use crate::handover::Ticket;
-use crate::target::check::available_memory;
+use crate::memory;
 use blip_transport::units::ByteSize;
 use blip_transport::wire::{Batch, DecodedBatch, MAX_FRAME_BYTES, decode};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -122,7 +122,7 @@ impl Keepsake {
         let room = nix::sys::statvfs::statvfs(root).ok()?;
         let room = room.blocks_available() * room.fragment_size() / 2;
         let left = match limit {
-            KeepLimit::Auto => room.min(available_memory().0 / 4),
+            KeepLimit::Auto => room.min(memory::available().0 / 4),
             KeepLimit::Most(most) => room.min(most.0),
         };
         if left == 0 {

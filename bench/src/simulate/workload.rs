@@ -210,7 +210,9 @@ mod tests {
     #[test]
     fn who_looks_when_changes_nothing() {
         let (mut once, mut often) = (container(Habit::HotSet), container(Habit::HotSet));
-        [&mut once, &mut often].map(|container| container.scan(Duration::ZERO, false));
+        for container in [&mut once, &mut often] {
+            container.scan(Duration::ZERO, false);
+        }
         once.run(Duration::from_millis(1_000), 0);
         for _ in 0..20 {
             often.run(Duration::from_millis(50), 0);

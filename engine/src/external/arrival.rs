@@ -6,7 +6,7 @@ use crate::event::{LazyReport, Phase};
 use crate::handover::{Target, TargetAction, TargetEvent};
 use crate::history::{End, Journal, Side};
 use crate::ledger::{Made, TargetRecord, TargetStep};
-use crate::protocol::{StageRequest, ToSource, ToTarget};
+use crate::protocol::{Remembered, StageRequest, ToSource, ToTarget};
 use crate::source::files::LAYER;
 use crate::target::arrival::Question;
 use crate::target::intake::{INVENTORY, Intake, Places};
@@ -70,7 +70,9 @@ pub async fn run(
             return Ok(to_source.finish().await?);
         }
     };
-    to_source.send(&ToSource::Staged { container: id.clone() }).await?;
+    to_source
+        .send(&ToSource::Staged { container: id.clone(), remembered: Remembered::default() })
+        .await?;
     let failing = tokio::spawn(intake.clone().run(link.clone()));
     let (machine, failure) = (Target::Staged, "the migration was given up".to_owned());
     let mut arrival = Arrival {

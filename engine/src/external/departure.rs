@@ -2,7 +2,7 @@
 
 use super::{checkpoint, directory, docker, start};
 use crate::docker::{Docker, never_restart};
-use crate::event::{Forecast, LazyReport, Phase, PhaseTime, millis};
+use crate::event::{Forecast, LazyReport, Phase, PhaseTime, TrackingReport, millis};
 use crate::guard::{Charge, Guard};
 use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Verdict};
 use crate::ledger::{Ledger, SourceRecord};
@@ -18,7 +18,7 @@ use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Priority};
 use blip_transport::units::ByteSize;
 use bollard::models::RestartPolicy;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -70,7 +70,7 @@ impl<'a> Departure<'a> {
 
     /// Sees it through. `Err`: the container has not been stopped.
     pub async fn run(mut self) -> Result<Ended, MigrateError> {
-        let trees = Trees::open(self.subject)?;
+        let trees = Trees::open(self.subject, BTreeMap::new())?;
         let (trees, _) =
             self.run.phase(Phase::PreCopy, trees.round(Pace::Live, &self.peer.link)).await?;
         self.files_applied(trees.streams()).await?;
@@ -278,6 +278,8 @@ impl<'a> Departure<'a> {
             lazy: LazyReport::default(),
             memory: self.memory,
             sent: stats.sent,
+            received: stats.received,
+            tracking: TrackingReport::default(),
             tracker: "none: Docker's own checkpoint".into(),
             throttled: 0,
             link: LinkFacts { rtt: stats.rtt, bandwidth: None },

@@ -172,7 +172,7 @@ fn grow(entries: Vec<Entry>, links: &BTreeMap<u64, Linked>) -> Result<Option<Nod
     let mut open: Vec<Open> = Vec::new();
     for entry in entries {
         let depth = usize::from(entry.depth);
-        if depth > open.len() || depth > MAX_DEPTH || (depth == 0) == !open.is_empty() {
+        if depth > open.len() || depth > MAX_DEPTH || (depth == 0) != open.is_empty() {
             return Err(Malformed("an entry is in no directory"));
         }
         while open.len() > depth {

@@ -4,6 +4,7 @@ use super::Handover;
 use crate::event::Event;
 use crate::kept::Keepsake;
 use crate::ledger::Remains;
+use crate::source::subject::Subject;
 use std::time::Instant;
 
 impl Handover<'_> {
@@ -29,16 +30,16 @@ impl Handover<'_> {
         };
         self.run.events.send(Event::Note { text });
     }
+}
 
-    /// Where the container's files stay on this host.
-    pub(super) fn remains(&self) -> Remains {
-        let mounts = self.subject.plan.mounts.iter();
-        Remains {
-            upper: self.subject.upper.clone(),
-            places: mounts
-                .filter(|planned| planned.mount.tree.is_some())
-                .map(|planned| (planned.mount.destination.clone(), planned.path.clone()))
-                .collect(),
-        }
+/// Where the container's files stay on this host.
+pub(super) fn remains(subject: &Subject) -> Remains {
+    let mounts = subject.plan.mounts.iter();
+    Remains {
+        upper: subject.upper.clone(),
+        places: mounts
+            .filter(|planned| planned.mount.tree.is_some())
+            .map(|planned| (planned.mount.destination.clone(), planned.path.clone()))
+            .collect(),
     }
 }

@@ -373,8 +373,7 @@ impl<'a> Handover<'a> {
     }
 
     fn record(&self) -> SourceRecord {
-        let remains = self.remains();
-        SourceRecord { remains, ..record(self.run, self.subject, &self.peer, self.ticket) }
+        record(self.run, self.subject, &self.peer, self.ticket)
     }
 
     /// What the link carried in the longest round. A round that the container
@@ -411,6 +410,7 @@ pub(super) fn record(run: &Run, subject: &Subject, peer: &Peer, ticket: Ticket) 
         close_connections: subject.closes_here(),
         forward: order.forward.map(|time| Forward::of(inspection, ticket, target, time)),
         by_docker: by_docker.then(|| remembered(policy)).flatten(),
+        remains: keep::remains(subject),
         at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
     }
 }
