@@ -207,7 +207,10 @@ fn keep_images_in_containerd(pair: &Pair, host: &Host, image: &str) {
          old=$(cat /run/docker.pid); kill $old; while [ -d /proc/$old ]; do sleep 0.1; done
          setsid dockerd --containerd /run/containerd/containerd.sock \
              >>/var/log/dockerd.log 2>&1 </dev/null &
-         n=0; until docker info >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 100 ]; sleep 0.2; done
+         n=0; until docker info >/dev/null 2>&1; do
+             n=$((n+1)); [ $n -lt 100 ] || {{ tail -n 20 /var/log/dockerd.log >&2; exit 1; }}
+             sleep 0.2
+         done
          docker load -i /root/image.tar; rm /root/image.tar"
     );
     pair.sh(host, &script);

@@ -49,7 +49,8 @@ def make(root):
     keep.extend([locked, flocked])
 for root in sys.argv[1:]: os.makedirs(root, exist_ok=True); make(root)
 # In the image: one file goes, one directory is another now.
-os.unlink("/etc/debian_version"); os.system("rm -r /usr/share/doc && mkdir /usr/share/doc && echo new >/usr/share/doc/new")
+os.unlink("/etc/group"); web = os.path.dirname(os.__file__) + "/wsgiref"
+if os.system("rm -r %s && mkdir %s && echo new >%s/new" % (web, web, web)): os._exit(2)
 big = os.open("/root/big", os.O_RDWR | os.O_CREAT)
 os.ftruncate(big, 10 << 30)
 for n in range(4096): os.pwrite(big, n.to_bytes(8, "little") * 512, n * 2621440)
@@ -103,7 +104,7 @@ for root in sys.argv[1:]:
     print(sorted(tuple(sorted(g)) for g in groups.values() if len(g) > 1))
     print("locks", busy(root + "/locked", lambda f: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 5)),
           busy(root + "/flocked", lambda f: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)))
-print(os.path.exists("/etc/debian_version"), os.listdir("/usr/share/doc"), os.stat("/root/big").st_size)
+print(os.path.exists("/etc/group"), os.listdir(os.path.dirname(os.__file__) + "/wsgiref"), os.stat("/root/big").st_size)
 "#;
 
 #[test]
@@ -128,6 +129,7 @@ fn every_kind_of_file_moves_and_comes_back_as_it_was() {
     };
     let before = list(a);
     assert!(before.lines().count() > 80 && before.contains("locks True True"), "{before}");
+    assert!(before.contains("False ['new'] 10737418240"), "{before}");
     for (from, to) in [(a, b), (b, a)] {
         let report = pair.migrate(from, to, &["kinds"]);
         let after = list(to);
