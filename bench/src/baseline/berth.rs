@@ -34,6 +34,25 @@ pub(super) fn shell(host: &Host, line: &str) -> Result<String> {
     Ok(host.run(&["sh", "-ec", line])?)
 }
 
+/// Told to CRIU through the file that runc hands to it: keep connections, and
+/// leave out those that nobody has accepted. Somebody always connects between
+/// CRIU's freeze, which takes a tenth of a second, and its lock on the network;
+/// CRIU gives up then unless it is told.
+const CONFIGURATION: &str = "# blip-bench\\ntcp-established\\nskip-in-flight\\n";
+
+/// Configures the CRIU of a host's runc.
+pub(super) fn configure_criu(host: &Host) -> Result<()> {
+    shell(host, &format!("mkdir -p /etc/criu; printf '{CONFIGURATION}' >/etc/criu/runc.conf"))
+        .context("configuring CRIU")
+        .map(|_| ())
+}
+
+/// Removes that configuration, if it is there.
+pub(super) fn forget_criu(host: &Host) {
+    // That there is none is the usual case.
+    let _ = shell(host, "! grep -qs blip-bench /etc/criu/runc.conf || rm /etc/criu/runc.conf");
+}
+
 /// Makes the place on both hosts; it is up on `a`.
 pub(super) fn make(rig: &Rig) -> Result<Ipv4Addr> {
     let ip = rig.lab().container_address(0);
@@ -67,8 +86,9 @@ pub(super) fn hang_up(host: &Host) {
 pub(super) fn remove(rig: &Rig) {
     for host in rig.lab().hosts() {
         hang_up(host);
+        forget_criu(host);
         let line = format!(
-            "for p in $(ip netns pids {NET} 2>/dev/null); do kill -9 $p; done; \
+            "set +e; for p in $(ip netns pids {NET} 2>/dev/null); do kill -9 $p; done; \
              ip netns del {NET} 2>/dev/null; umount {DIR}/img 2>/dev/null; rm -rf {DIR}; true"
         );
         // What cannot be removed will be in the way of the next start, which

@@ -1,14 +1,15 @@
 //! Docker's own checkpoints, an experimental feature: `docker checkpoint
 //! create`, a copy into a new container's folder on the target, `docker start
-//! --checkpoint`. CRIU is told to keep TCP connections through runc's file
-//! `/etc/criu/runc.conf`, as CRIU's pages about Docker say.
+//! --checkpoint`. CRIU is told to keep TCP connections, and to leave out those
+//! that nobody has accepted, through runc's file `/etc/criu/runc.conf`, as CRIU's
+//! pages about Docker say.
 
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 
 use super::Baseline;
-use super::berth::{self, Copy, DIR, shell};
+use super::berth::{self, Copy};
 use crate::lab::Host;
 use crate::rig::{NETWORK, Rig};
 use crate::run::{Load, container};
@@ -48,10 +49,7 @@ impl Baseline for Checkpoint {
         let (image, command, port) = container(load);
         for (host, verb) in [("a", "run --detach"), ("b", "create")] {
             let host = rig.host(host)?;
-            let keep = format!(
-                "mkdir -p /etc/criu {DIR}; echo tcp-established >/etc/criu/runc.conf; : >{DIR}/conf"
-            );
-            shell(host, &keep)?;
+            berth::configure_criu(host)?;
             let address = ip.to_string();
             let mut words: Vec<&str> = std::iter::once("docker").chain(verb.split(' ')).collect();
             words.extend(["--name", NAME, "--network", NETWORK, "--ip", &address]);
@@ -77,12 +75,9 @@ impl Baseline for Checkpoint {
     fn clean(&mut self, rig: &Rig) {
         for host in rig.lab().hosts() {
             berth::hang_up(host);
-            let line = format!(
-                "docker rm --force --volumes {NAME} >/dev/null 2>&1; \
-                 if [ -e {DIR}/conf ]; then rm -rf /etc/criu/runc.conf {DIR}; fi; true"
-            );
+            berth::forget_criu(host);
             // That there is none is the usual case.
-            let _ = shell(host, &line);
+            let _ = host.run(&["docker", "rm", "--force", "--volumes", NAME]);
         }
     }
 }

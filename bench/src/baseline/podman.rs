@@ -95,6 +95,7 @@ impl Baseline for Podman {
         let (image, command, port) = container(load);
         for host in [rig.host("a")?, rig.host("b")?] {
             prepare(host, rig, image).context("preparing Podman")?;
+            berth::configure_criu(host)?;
         }
         let command: Vec<String> = command.iter().map(|w| format!("'{w}'")).collect();
         let run = format!(
@@ -134,8 +135,9 @@ impl Baseline for Podman {
     fn clean(&mut self, rig: &Rig) {
         for host in rig.lab().hosts() {
             berth::hang_up(host);
+            berth::forget_criu(host);
             let line = format!(
-                "[ -d {DIR}/podman ] || exit 0; \
+                "[ -d {DIR}/podman ] || exit 0; set +e; \
                  {} {NAME}; {} {NETWORK}; {}; \
                  umount {DIR}/podman/overlay; umount {DIR}/podman; umount {DIR}/img; \
                  rm -rf {DIR} /run/peer-podman; true",

@@ -42,6 +42,7 @@ impl Baseline for CheckpointRestore {
         let (image, command, port) = container(load);
         for host in [rig.host("a")?, rig.host("b")?] {
             bundle(host, image, &command)?;
+            berth::configure_criu(host)?;
         }
         let run = format!("runc run --bundle {DIR}/bundle -d {NAME} </dev/null >/dev/null 2>&1");
         shell(rig.host("a")?, &run).context("runc run")?;

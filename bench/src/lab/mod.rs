@@ -38,7 +38,7 @@ pub use client::Client;
 pub use error::LabError;
 pub(crate) use error::on;
 pub use host::Host;
-pub use image::{Application, MEMCACHED, NGINX, POSTGRESQL};
+pub use image::{Application, POSTGRESQL};
 pub use init::{enter as enter_host, serve as serve_host};
 pub use machine::install;
 pub use rootfs::Suite;
@@ -245,6 +245,20 @@ impl Lab {
         let work = Paths::new(&self.state.name).var.join("image.building");
         let home = rootfs::home(self.state.suite);
         let archive = image::around(program, name, &home, &work)?;
+        let loaded = self.hosts().iter().try_for_each(|host| host.load(&archive));
+        let _ = std::fs::remove_dir_all(&work);
+        loaded
+    }
+
+    /// Gives every host the image `name`, if it is one that is made of their own
+    /// root and that they do not have from the beginning (memcached, nginx).
+    ///
+    /// # Errors
+    /// If it cannot be made, or Docker does not take it.
+    pub fn add_further_image(&self, name: &str) -> Result<()> {
+        let work = Paths::new(&self.state.name).var.join("image.building");
+        let home = rootfs::home(self.state.suite);
+        let Some(archive) = image::further(name, &home, &work)? else { return Ok(()) };
         let loaded = self.hosts().iter().try_for_each(|host| host.load(&archive));
         let _ = std::fs::remove_dir_all(&work);
         loaded

@@ -223,6 +223,8 @@ impl<'a> Runner<'a> {
             self.rig.lab().add_application(application, None)?;
         } else if image == writer::IMAGE {
             self.rig.lab().add_image(image, &self.program)?;
+        } else {
+            self.rig.lab().add_further_image(image)?;
         }
         Ok(())
     }

@@ -192,9 +192,10 @@ fn understood(said: &str) -> Result<(), String> {
 
 /// The process' network is prepared by us and is not CRIU's to dump or to
 /// restore; CRIU itself, and the pages it serves, are in the host's. `folder`
-/// is one below [`DIR`].
+/// is one below [`DIR`]. Connections that nobody has accepted are left out, or
+/// CRIU would give up whenever somebody connects at that moment.
 fn dump(folder: &str, more: &str) -> String {
-    criu("dump", folder, &format!("--tcp-established {more}"))
+    criu("dump", folder, &format!("--tcp-established --skip-in-flight {more}"))
 }
 
 /// `criu dump` or `criu pre-dump` of the process.

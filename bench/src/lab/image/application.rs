@@ -57,29 +57,6 @@ pub const POSTGRESQL: Application = Application {
     command: &["postgresql-server"],
 };
 
-/// nginx with the modules that are built into it. A container is told where its
-/// configuration is.
-pub const NGINX: Application = Application {
-    image: "blip/nginx:latest",
-    packages: &["nginx"],
-    before: "",
-    after: "mkdir -p /data",
-    user: "root",
-    programs: "",
-    command: &["nginx"],
-};
-
-/// memcached.
-pub const MEMCACHED: Application = Application {
-    image: "blip/memcached:latest",
-    packages: &["memcached"],
-    before: "",
-    after: "",
-    user: "root",
-    programs: "",
-    command: &["memcached", "-u", "root"],
-};
-
 /// The folder of an application's root and image, below `home`.
 fn place(home: &Path, application: &Application) -> PathBuf {
     let recipe = blake3::hash(format!("{RECIPE} {application:?}").as_bytes()).to_hex();

@@ -1,17 +1,18 @@
 //! The images that containers of the lab run, made without a registry.
 //!
-//! Those that every lab has are small; larger ones are made and loaded when a
-//! lab asks for them ([`application`]). Each of the small ones is one layer of a few programs and their libraries, taken from the
-//! hosts' own root, written as an archive that `docker load` reads. All that
-//! goes in is fixed (order, times, owners), so an image's ID depends on its
-//! files only and is the same on every host.
+//! Those that every lab has are small: one layer of a few programs and their
+//! libraries, taken from the hosts' own root, written as an archive that `docker
+//! load` reads. A few more of the kind, and what needs more of Debian than that
+//! ([`application`]), are made and loaded when a lab asks for them. All that goes in is fixed (order, times,
+//! owners), so an image's ID depends on its files only and is the same on every
+//! host.
 
 mod application;
 
 use super::error::Context as _;
 use super::paths::lock;
 use super::{LabError, Result, run};
-pub use application::{Application, MEMCACHED, NGINX, POSTGRESQL};
+pub use application::{Application, POSTGRESQL};
 pub(super) use application::{ensure as ensure_application, root as application_root};
 use serde_json::json;
 use std::fs;
@@ -19,7 +20,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 /// Counts changes of what goes into the images.
-pub(super) const RECIPE: u32 = 1;
+pub(super) const RECIPE: u32 = 2;
 
 /// Where programs are.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -27,7 +28,7 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 /// One image to make.
 struct Image<'a> {
     name: &'a str,
-    /// Programs of the root, below `/usr/bin`.
+    /// Programs of the root, by their paths.
     programs: &'a [&'a str],
     /// A program of the machine.
     guest: Option<&'a Path>,
@@ -46,17 +47,37 @@ const IMAGES: [Image<'static>; 3] = [
     },
     Image {
         name: "blip/redis:latest",
-        programs: &["redis-server", "redis-cli", "redis-benchmark"],
+        programs: &["/usr/bin/redis-server", "/usr/bin/redis-cli", "/usr/bin/redis-benchmark"],
         guest: None,
         python: false,
         command: &["redis-server", "--save", "", "--appendonly", "no", "--protected-mode", "no"],
     },
     Image {
         name: "blip/python:latest",
-        programs: &["python3"],
+        programs: &["/usr/bin/python3"],
         guest: None,
         python: true,
         command: &["python3"],
+    },
+];
+
+/// Images that a lab has when it asked for them: most do without.
+const FURTHER: [Image<'static>; 2] = [
+    Image {
+        name: "blip/memcached:latest",
+        programs: &["/usr/bin/memcached"],
+        guest: None,
+        python: false,
+        command: &["memcached", "-u", "root"],
+    },
+    // With the modules that are built into it; a container brings its own
+    // configuration.
+    Image {
+        name: "blip/nginx:latest",
+        programs: &["/usr/sbin/nginx"],
+        guest: None,
+        python: false,
+        command: &["nginx"],
     },
 ];
 
@@ -89,6 +110,14 @@ pub(super) fn around(program: &Path, name: &str, home: &Path, work: &Path) -> Re
     let image =
         Image { name, programs: &[], guest: Some(program), python: false, command: &command };
     archive_of(&[image], &home.join("rootfs"), work)
+}
+
+/// Makes, below `work`, the archive of an image of this name that hosts do not
+/// have from the beginning; `None` if there is none.
+pub(super) fn further(name: &str, home: &Path, work: &Path) -> Result<Option<PathBuf>> {
+    let Some(image) = FURTHER.iter().position(|image| image.name == name) else { return Ok(None) };
+    let _ = fs::remove_dir_all(work);
+    archive_of(&FURTHER[image..=image], &home.join("rootfs"), work).map(Some)
 }
 
 fn archive_of(images: &[Image<'_>], root: &Path, work: &Path) -> Result<PathBuf> {
@@ -154,7 +183,9 @@ fn seal(
 /// Gathers an image's files: busybox for everything ordinary, its programs
 /// with the libraries they load.
 fn lay_files(image: &Image<'_>, root: &Path, files: &Path) -> Result<()> {
-    for dir in ["bin", "data", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin"] {
+    for dir in
+        ["bin", "data", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/sbin"]
+    {
         folder(&files.join(dir))?;
     }
     copy(root, Path::new("/usr/bin/busybox"), &files.join("bin/busybox"))?;
@@ -170,9 +201,9 @@ fn lay_files(image: &Image<'_>, root: &Path, files: &Path) -> Result<()> {
     }
     let mut objects: Vec<PathBuf> = Vec::new();
     for program in image.programs {
-        let path = Path::new("/usr/bin").join(program);
-        copy(root, &path, &files.join("usr/bin").join(program))?;
-        objects.push(path);
+        let path = Path::new(program);
+        copy(root, path, &files.join(path.strip_prefix("/").unwrap_or(path)))?;
+        objects.push(path.to_owned());
     }
     if image.python {
         objects.extend(lay_python(root, files)?);

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use anyhow::{Result, anyhow};
 
 use super::{Container, Holdings, Service, again, compare, ready};
-use crate::lab::MEMCACHED;
 use crate::probe::Content;
 use crate::probe::dialect::Dialect;
 use crate::probe::dialect::memcached::{Memcached, set};
@@ -29,7 +28,7 @@ impl Service for Cache {
         // Room for the slabs' waste; nothing may be evicted.
         let room = (self.0.bytes / (1 << 20) * 2 + 64).to_string();
         let words = ["memcached", "-u", "root", "-M", "-m", &room, "-t", "2", "-p", "11211"];
-        Container::made_of(&MEMCACHED, &words, 11_211)
+        Container::of("blip/memcached:latest", &words, 11_211)
     }
 
     fn dialect(&self) -> Arc<dyn Dialect> {

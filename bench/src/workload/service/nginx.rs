@@ -6,7 +6,6 @@ use std::sync::Arc;
 use anyhow::{Result, anyhow};
 
 use super::{Container, Holdings, Service, compare, ready};
-use crate::lab::NGINX;
 use crate::probe::Content;
 use crate::probe::dialect::http::{Http, request};
 use crate::probe::dialect::{Answer, Dialect};
@@ -40,7 +39,7 @@ impl Service for Files {
             "mkdir -p /data/files /var/lib/nginx /var/log/nginx; printf %s '{CONFIGURATION}' \
              >/data/nginx.conf; exec nginx -c /data/nginx.conf"
         );
-        Container::made_of(&NGINX, &["sh", "-c", &start], 80)
+        Container::of("blip/nginx:latest", &["sh", "-c", &start], 80)
     }
 
     fn dialect(&self) -> Arc<dyn Dialect> {

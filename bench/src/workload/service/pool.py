@@ -106,7 +106,11 @@ def serve(client, rest):
         method, path = head.decode().split(" ")[:2]
         body = reply(path, method).encode()
         out += b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    client.sendall(out)
+    try:
+        client.sendall(out)
+    except ConnectionError:
+        # It would not wait any longer. Others do.
+        return None
     return rest
 
 
