@@ -82,8 +82,6 @@ fn nothing_is_wrong_with_an_honest_run(hosts: &Hosts) {
     assert!(nothing.verified && moved.verified, "{:?}", moved.objections);
     let told = moved.migration.expect("a report").downtime_ms;
     assert!(told > 0.0 && moved.client.gap_ms > nothing.client.usual_gap_ms);
-    let strangers = moved.client.fresh.expect("new connections were made");
-    assert!(strangers.parts.iter().any(|p| p.name == "after" && p.latency.count > 0));
     assert!(summary.contains("| 1 of 1 |"), "{summary}");
     assert!(summary.contains("With nothing moved the client's longest gap is"), "{summary}");
 }

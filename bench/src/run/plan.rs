@@ -183,7 +183,7 @@ pub struct Written {
     pub repeats: Option<u32>,
     /// Requests a second.
     pub probe_rate: Option<u32>,
-    /// Requests a second over new connections.
+    /// Requests a second over new connections; none unless it says so.
     pub fresh_rate: Option<u32>,
     /// Before and after, as `2s`.
     pub margin: Option<String>,
@@ -255,7 +255,7 @@ impl Written {
             arms,
             repeats: self.repeats.unwrap_or(5),
             probe_rate: self.probe_rate.unwrap_or(1_000),
-            fresh_rate: self.fresh_rate.unwrap_or(20),
+            fresh_rate: self.fresh_rate.unwrap_or(0),
             margin_ms: span(self.margin, 2_000).map_err(anyhow::Error::msg)?,
             limit_ms: span(self.limit, 180_000).map_err(anyhow::Error::msg)?,
             onward: self.onward,
