@@ -149,10 +149,12 @@ impl Handover<'_> {
         let directory = self.images()?;
         let state = |source| MigrateError::State { path: directory.clone(), source };
         let (mut stored, mut files) = (Vec::new(), Vec::new());
+        let mut whole = 0;
         for (number, path) in page_images(&directory).map_err(state)? {
             let file = File::open(&path).map_err(state)?;
             let size = ByteSize(file.metadata().map_err(state)?.len());
             if size < WORTH_PAGES {
+                whole += size.0;
                 continue;
             }
             let pages = PageCount(size.0 / PAGE_SIZE as u64);
@@ -166,8 +168,9 @@ impl Handover<'_> {
             let pages = PageCount(stored.iter().map(|image| image.pages.0).sum());
             let done = self.take_pump()?.images(round, files, pages, &link).await?;
             let done = self.sent(done).await?;
-            let (raw, wire) = (done.report.dirty.bytes(), done.report.bytes_wire);
-            let text = format!("images hold {} bytes of pages, {} crossed the link", raw.0, wire.0);
+            let raw = done.report.dirty.bytes().0 + whole;
+            let wire = done.report.bytes_wire.0 + whole;
+            let text = format!("images hold {raw} bytes of pages, {wire} crossed the link");
             self.run.events.send(Event::Note { text });
         }
         Ok(stored)
