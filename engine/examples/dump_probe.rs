@@ -19,6 +19,7 @@ async fn main() {
             images,
             external: b.external.clone(),
             descriptors: b.descriptors.clone(),
+            skip_in_flight: false,
             terminal: b.terminal,
         };
         let t = Instant::now();

@@ -3,6 +3,7 @@
 //! * [`Cut`] on the source: from the freeze on nothing reaches the container's
 //!   interfaces or leaves them, not even an ARP answer. Data that arrived after
 //!   CRIU had read the sockets would be acknowledged by the kernel and lost.
+//!   Shortly before, it holds back requests for new connections only.
 //! * [`Silence`] on the target: an address that moves must not speak there
 //!   before the grant, although Docker has attached it already.
 //! * [`announce`] tells the segment where the address is now.
@@ -10,6 +11,10 @@
 //! Rules live in nftables tables of our own, so undoing is deleting one table.
 //! The `nft` process is started ahead and fed when the moment has come: its
 //! start-up is not part of the downtime.
+
+pub mod backlog;
+pub mod datagrams;
+pub mod replay;
 
 use crate::sys;
 use serde::{Deserialize, Serialize};
@@ -113,7 +118,10 @@ impl Primed {
 #[derive(Debug)]
 pub struct Cut {
     pid: i32,
+    interfaces: Vec<String>,
     apply: Option<Primed>,
+    /// New connections are held back.
+    holding: bool,
 }
 
 impl Cut {
@@ -121,21 +129,54 @@ impl Cut {
     /// process `pid`. Touches nothing yet.
     pub fn prime(pid: i32) -> Result<Self, NetworkError> {
         let interfaces = interfaces(pid)?;
-        if interfaces.is_empty() {
-            return Ok(Self { pid, apply: None });
+        let mut cut = Self { pid, interfaces, apply: None, holding: false };
+        cut.prime_again()?;
+        Ok(cut)
+    }
+
+    /// A cut of which nobody knows whether it is in force: to be released.
+    pub fn of_unknown_state(pid: i32) -> Self {
+        Self { pid, interfaces: Vec::new(), apply: None, holding: true }
+    }
+
+    /// Whether new connections are held back.
+    pub fn is_holding(&self) -> bool {
+        self.holding
+    }
+
+    fn prime_again(&mut self) -> Result<(), NetworkError> {
+        if !self.interfaces.is_empty() {
+            let rules = cut_rules(&self.interfaces);
+            let what = "cut the container off".to_owned();
+            self.apply = Some(Primed::start(Some(self.pid), rules, what)?);
         }
-        let apply =
-            Primed::start(Some(pid), cut_rules(&interfaces), "cut the container off".to_owned())?;
-        Ok(Self { pid, apply: Some(apply) })
+        Ok(())
+    }
+
+    /// Holds back requests for new connections. All else passes.
+    pub async fn hold_newcomers(&mut self) -> Result<(), NetworkError> {
+        if self.interfaces.is_empty() {
+            return Ok(());
+        }
+        // Before the rules, which may be in force although the answer is lost.
+        self.holding = true;
+        let rules = remove_rules(&cut()) + &hold_rules(&self.interfaces);
+        let what = "hold new connections back".to_owned();
+        Primed::start(Some(self.pid), rules, what)?.fire().await
+    }
+
+    /// Lets new connections through again.
+    pub async fn release(&mut self) -> Result<(), NetworkError> {
+        if std::mem::take(&mut self.holding) { join(self.pid).await } else { Ok(()) }
     }
 
     /// Cuts. Returns what joins it again.
     pub async fn apply(self) -> Result<Applied, NetworkError> {
-        let tables = self.apply.is_some();
+        let tables = self.apply.is_some() || self.holding;
         if let Some(primed) = self.apply {
             primed.fire().await?;
         }
-        Ok(Applied { pid: self.pid, tables })
+        Ok(Applied { pid: self.pid, tables, interfaces: self.interfaces })
     }
 }
 
@@ -145,6 +186,7 @@ impl Cut {
 pub struct Applied {
     pid: i32,
     tables: bool,
+    interfaces: Vec<String>,
 }
 
 impl Applied {
@@ -152,11 +194,27 @@ impl Applied {
     pub async fn join(self) -> Result<(), NetworkError> {
         if self.tables { join(self.pid).await } else { Ok(()) }
     }
+
+    /// Back to holding new connections only, in one step.
+    pub async fn loosen(self) -> Result<Cut, NetworkError> {
+        let mut cut =
+            Cut { pid: self.pid, interfaces: self.interfaces, apply: None, holding: false };
+        cut.hold_newcomers().await?;
+        cut.prime_again()?;
+        Ok(cut)
+    }
+}
+
+/// The cut's table, with its family.
+fn cut() -> String {
+    format!("{NETDEV} {CUT}")
 }
 
 /// Ends a cut in the namespace of process `pid`; fine if there is none.
 pub async fn join(pid: i32) -> Result<(), NetworkError> {
-    Primed::start(Some(pid), remove_rules(CUT), "join the container again".to_owned())?.fire().await
+    Primed::start(Some(pid), remove_rules(&cut()), "join the container again".to_owned())?
+        .fire()
+        .await
 }
 
 /// What came for the container while it was cut off: its kernel never saw these
@@ -165,7 +223,15 @@ pub async fn join(pid: i32) -> Result<(), NetworkError> {
 /// retransmission timers, 200 ms and more.
 pub struct InFlight {
     taps: Vec<sys::net::Tap>,
+    /// Requests for connections that were held back before the cut.
+    requests: Vec<sys::net::Frame>,
+    /// Datagrams that the container has received and not read.
+    unread: Vec<sys::net::Frame>,
 }
+
+/// The most requests for connections that are kept; who comes later repeats his
+/// after a second.
+const MOST_REQUESTS: usize = 16 << 10;
 
 impl InFlight {
     /// Taps every interface but `lo` of the namespace of process `pid`. Open it
@@ -178,20 +244,59 @@ impl InFlight {
             pid,
             source,
         })?;
-        Ok(Self { taps })
+        Ok(Self { taps, requests: Vec::new(), unread: Vec::new() })
     }
 
     /// Forgets what has come so far: it reached the container.
-    pub fn reset(&self) {
-        for tap in &self.taps {
-            drop(tap.frames());
+    pub fn reset(&mut self) {
+        self.requests.clear();
+        self.new_frames().for_each(drop);
+    }
+
+    /// Forgets what has reached the container while new connections were held
+    /// back: all but the requests for those.
+    pub fn sift(&mut self) {
+        let requests: Vec<_> = self.new_frames().filter(sys::net::Frame::asks_to_connect).collect();
+        let room = MOST_REQUESTS - self.requests.len();
+        self.requests.extend(requests.into_iter().take(room));
+    }
+
+    /// Takes along the datagrams that wait in the sockets of `processes`, which
+    /// stand still: all of the container of process `pid`.
+    pub fn take_unread(&mut self, backlog: &backlog::Backlog, pid: i32, processes: &[i32]) {
+        let macs = sys::net::hardware_addresses(pid).unwrap_or_default();
+        let Some((_, mac)) = macs.into_iter().find(|(name, _)| name != "lo") else { return };
+        match datagrams::frames(backlog, processes, mac) {
+            Ok(frames) => self.unread = frames,
+            Err(error) => tracing::warn!("datagrams that nobody has read are lost: {error}"),
+        }
+    }
+
+    fn new_frames(&self) -> impl Iterator<Item = sys::net::Frame> {
+        self.taps.iter().flat_map(sys::net::Tap::frames)
+    }
+
+    /// Gives the container, which runs on here, everything that has come for it.
+    /// `place`: where its one interface is.
+    pub async fn give_back(&mut self, place: Option<Place>) {
+        let mut frames = std::mem::take(&mut self.requests);
+        frames.extend(self.new_frames());
+        let Some(place) = place else { return };
+        let given = tokio::task::spawn_blocking(move || match place {
+            Place::Macvlan { parent } => replay::replay(&parent, frames),
+            Place::Bridge { bridge, .. } => sys::net::send_frames(&bridge, &frames),
+        });
+        let given = given.await;
+        if let Err(error) = given.map_err(io::Error::other).and_then(|given| given) {
+            tracing::warn!("frames in flight are lost, clients repeat them: {error}");
         }
     }
 
     /// Sends everything that has come from interface `parent` of this host.
     /// Returns how many frames that were.
     pub fn forward(&self, parent: &str) -> io::Result<usize> {
-        let frames: Vec<_> = self.taps.iter().flat_map(sys::net::Tap::frames).collect();
+        let kept = self.unread.iter().chain(&self.requests).cloned();
+        let frames: Vec<_> = kept.chain(self.new_frames()).collect();
         sys::net::forward(parent, &frames)?;
         Ok(frames.len())
     }
@@ -257,23 +362,59 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
     bytes.try_into().ok()
 }
 
+/// Where on this host a container's interface is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On another interface, which must not be a bridge's.
+    Macvlan {
+        /// That interface.
+        parent: String,
+    },
+    /// On a bridge.
+    Bridge {
+        /// The bridge.
+        bridge: String,
+        /// Its port that leads out of the host.
+        uplink: String,
+    },
+}
+
+impl Place {
+    /// The interface whose cable leads to the other host.
+    pub fn uplink(&self) -> &str {
+        match self {
+            Self::Macvlan { parent } => parent,
+            Self::Bridge { uplink, .. } => uplink,
+        }
+    }
+}
+
+/// Families of tables, as nft calls them.
+const NETDEV: &str = "netdev";
+const BRIDGE: &str = "bridge";
+
 /// Keeps addresses that are about to arrive here silent on their segment.
 #[derive(Debug)]
 pub struct Silence {
+    /// Family and name.
     table: String,
 }
 
 impl Silence {
-    /// Drops every frame from or to `addresses` on interface `parent` of this
-    /// host. `name` makes the table's name.
+    /// Drops every frame from or to `addresses` at `place`. `name` makes the
+    /// table's name.
     pub async fn impose(
         name: &str,
-        parent: &str,
+        place: &Place,
         addresses: &[String],
     ) -> Result<Self, NetworkError> {
-        let table = format!("blip_silence_{name}");
-        let rules = silence_rules(&table, parent, addresses);
-        Primed::start(None, rules, format!("silence {parent}"))?.fire().await?;
+        let (family, rules, at) = match place {
+            Place::Macvlan { parent } => (NETDEV, silence_rules(parent, addresses), parent),
+            Place::Bridge { uplink, bridge } => (BRIDGE, bridge_rules(uplink, addresses), bridge),
+        };
+        let table = format!("{family} blip_silence_{name}");
+        let rules = format!("table {table} {{\n{rules}}}\n");
+        Primed::start(None, rules, format!("silence {at}"))?.fire().await?;
         Ok(Self { table })
     }
 
@@ -303,14 +444,17 @@ impl Lift {
 /// Deletes every table that an earlier blip left on this host.
 pub async fn remove_leftovers() -> Result<(), NetworkError> {
     let listing = Command::new("nft")
-        .args(["list", "tables", "netdev"])
+        .args(["list", "tables"])
         .output()
         .await
         .map_err(|source| NetworkError::Start { what: "list tables".to_owned(), source })?;
     let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
-    let ours = listing.split_whitespace().filter(|word| word.starts_with("blip_silence_"));
-    for table in ours {
-        Primed::start(None, remove_rules(table), format!("delete table {table}"))?.fire().await?;
+    for table in listing.lines().filter_map(|line| line.strip_prefix("table ")) {
+        if table.split(' ').any(|word| word.starts_with("blip_silence_")) {
+            Primed::start(None, remove_rules(table), format!("delete table {table}"))?
+                .fire()
+                .await?;
+        }
     }
     Ok(())
 }
@@ -337,9 +481,21 @@ fn parse_interfaces(text: &str) -> Vec<String> {
         .collect()
 }
 
-fn cut_rules(interfaces: &[String]) -> String {
+fn quoted(interfaces: &[String]) -> String {
     let list: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
-    let list = list.join(", ");
+    list.join(", ")
+}
+
+/// A first segment of TCP: it asks for a connection, and acknowledges nothing.
+fn hold_rules(interfaces: &[String]) -> String {
+    let list = quoted(interfaces);
+    format!(
+        "table netdev {CUT} {{\nchain hold {{ type filter hook ingress devices = {{ {list} }} priority -500; tcp flags & (fin|syn|rst|ack) == syn drop; }}\n}}\n"
+    )
+}
+
+fn cut_rules(interfaces: &[String]) -> String {
+    let list = quoted(interfaces);
     let chain = |hook: &str| {
         format!(
             "chain {hook} {{ type filter hook {hook} devices = {{ {list} }} priority -500; policy drop; }}"
@@ -351,7 +507,7 @@ fn cut_rules(interfaces: &[String]) -> String {
 /// What arrives is dropped. What leaves is turned into the loopback, which
 /// throws it away, and not dropped: a dropped frame is an error to its sender,
 /// and Docker 28 gives up a container whose first announcement fails.
-fn silence_rules(table: &str, parent: &str, addresses: &[String]) -> String {
+fn silence_rules(parent: &str, addresses: &[String]) -> String {
     let list = addresses.join(", ");
     let chain = |hook: &str, end: &str, fate: &str| {
         format!(
@@ -359,10 +515,28 @@ fn silence_rules(table: &str, parent: &str, addresses: &[String]) -> String {
         )
     };
     format!(
-        "table netdev {table} {{\n{}\n{}\n}}\n",
+        "{}\n{}\n",
         chain("ingress", "daddr", "drop"),
         chain("egress", "saddr", "fwd to \"lo\"")
     )
+}
+
+/// On a bridge the rest of this host must not hear the copy either, while it
+/// goes on talking to the original, beyond the uplink. What a container's cable
+/// carries may be dropped at the bridge: its sender does not see it.
+fn bridge_rules(uplink: &str, addresses: &[String]) -> String {
+    let list = addresses.join(", ");
+    let chain = |hook: &str, way: &str, end: &str| {
+        format!(
+            "chain {hook} {{ type filter hook {hook} priority -500; {way} != \"{uplink}\" ether {end} {{ {list} }} drop; }}\n"
+        )
+    };
+    [
+        chain("prerouting", "iifname", "saddr"),
+        chain("forward", "oifname", "daddr"),
+        chain("output", "oifname", "daddr"),
+    ]
+    .concat()
 }
 
 /// nft repeats the rules after its complaint.
@@ -370,9 +544,10 @@ fn first_line(text: &[u8]) -> String {
     String::from_utf8_lossy(text).lines().next().unwrap_or_default().to_owned()
 }
 
-/// Deleting what is not there is an error; what was just added is there.
+/// `table`: family and name. Deleting what is not there is an error; what was
+/// just added is there.
 fn remove_rules(table: &str) -> String {
-    format!("add table netdev {table}\ndelete table netdev {table}\n")
+    format!("add table {table}\ndelete table {table}\n")
 }
 
 #[cfg(test)]

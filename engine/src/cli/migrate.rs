@@ -4,6 +4,7 @@ use super::goal::GoalArgs;
 use super::{Places, exit, show};
 use crate::event::Events;
 use crate::handover::Outcome;
+use crate::source::newcomers::Unaccepted;
 use crate::source::volumes::Choice;
 use crate::source::{MigrateError, Order, migrate};
 use crate::timeline;
@@ -32,6 +33,16 @@ pub(super) struct MigrateArgs {
     /// The container's name on the target
     #[arg(long, value_name = "NAME")]
     rename: Option<String>,
+    /// Keep IP and MAC address on bridge networks too, and connections with them:
+    /// the bridges of both hosts must be on one segment, each with the interface
+    /// that leads there (macvlan networks need no flag)
+    #[arg(long)]
+    keep_address: bool,
+    /// What becomes of connections that no program of the container has accepted
+    /// yet: wait for that, and give up if it does not come; or go on then, and
+    /// have their clients get a reset
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t, hide_possible_values = true)]
+    unaccepted: Unaccepted,
     /// Remove the container here once it has moved (default: keep it, stopped
     /// and renamed NAME.moved-TICKET)
     #[arg(long)]
@@ -64,6 +75,8 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
         rename: args.rename,
         tracker: args.tracker,
         binds: args.binds,
+        keep_address: args.keep_address,
+        unaccepted: args.unaccepted,
         remove_source: args.remove_source,
         identity: places.identity,
         state: places.state,

@@ -46,6 +46,8 @@ pub struct DumpSpec {
     pub descriptors: Vec<String>,
     /// Whether the container has a terminal.
     pub terminal: bool,
+    /// Leave out connections that nobody has accepted, instead of refusing.
+    pub skip_in_flight: bool,
 }
 
 /// What went wrong with a dump.
@@ -215,6 +217,7 @@ fn options(spec: &DumpSpec, directory: &File) -> Opts {
         file_locks: Some(true),
         link_remap: Some(true),
         ghost_limit: Some(64 << 20),
+        tcp_skip_in_flight: spec.skip_in_flight.then_some(true),
         orphan_pts_master: spec.terminal.then_some(true),
         shell_job: None,
         config_file: Some(text(&spec.images.join("criu.conf"))),

@@ -94,6 +94,9 @@ pub struct Opts {
     /// Freezer directory that holds the tree.
     #[prost(string, optional, tag = "44")]
     pub freeze_cgroup: Option<String>,
+    /// Leave out TCP connections that nobody has accepted.
+    #[prost(bool, optional, tag = "46")]
+    pub tcp_skip_in_flight: Option<bool>,
     /// Leave private anonymous memory out of the images.
     #[prost(bool, optional, tag = "48")]
     pub lazy_pages: Option<bool>,

@@ -4,12 +4,14 @@
 //! freeze returns an error and has touched nothing but the target's stage; from
 //! the freeze on the [`handover`](crate::handover) decides.
 
+pub mod addresses;
 mod ahead;
 pub mod files;
 pub mod freeze;
 mod gauge;
 pub mod hand;
 pub mod measure;
+pub mod newcomers;
 pub mod peer;
 pub mod pump;
 pub mod resolve;
@@ -36,6 +38,7 @@ use blip_transport::units::{ByteSize, Round};
 use files::{Log, Trees};
 use freeze::Ready;
 use hand::Handover;
+use newcomers::Unaccepted;
 use peer::Peer;
 use pump::Pump;
 use std::path::PathBuf;
@@ -65,6 +68,10 @@ pub struct Order {
     pub tracker: TrackerChoice,
     /// What becomes of mounts that do not travel by themselves.
     pub binds: Vec<Choice>,
+    /// Addresses on bridge networks move too.
+    pub keep_address: bool,
+    /// What becomes of connections that nobody has accepted yet.
+    pub unaccepted: Unaccepted,
     /// Remove the source's container once it has moved, instead of keeping it
     /// stopped under another name.
     pub remove_source: bool,
@@ -171,7 +178,7 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
         let known = network::neighbours(subject.init()).await;
         peer.say(&ToTarget::Neighbours(known)).await?;
     }
-    let ended = match Ready::load(&subject, &directory).await {
+    let ended = match Ready::load(&subject, &directory, run.order.unaccepted).await {
         Ok(ready) => Handover::new(&run, &subject, peer, ticket, copied).run(ready).await,
         Err(error) => Err(error.into()),
     };
@@ -250,8 +257,9 @@ impl Run {
     async fn preflight(
         &self,
     ) -> Result<(Subject, Peer, [HostFacts; 2], Vec<String>), MigrateError> {
+        let order = &self.order;
         let mut subject =
-            Subject::find(&self.docker, &self.order.container, &self.order.binds).await?;
+            Subject::find(&self.docker, &order.container, &order.binds, order.keep_address).await?;
         let probes = Probes::write(&mut subject.plan);
         let source = check::facts(&self.docker).await?;
         let mut findings = check::equipment(&source, "source");

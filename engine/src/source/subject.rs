@@ -1,6 +1,7 @@
 //! The container that is to move, and everything that stands in its way.
 //! Nothing here touches it.
 
+use super::addresses::Addresses;
 use super::volumes::{Choice, Plan, size_of};
 use crate::bundle::{Bundle, BundleError};
 use crate::cgroup::{CgroupError, Freezer};
@@ -16,10 +17,6 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// Network drivers whose containers keep their addresses when they move: both
-/// hosts sit on the same segment.
-const SEGMENT_DRIVERS: [&str; 2] = ["macvlan", "ipvlan"];
 
 /// How long a health check is given to end.
 const GUEST_LIMIT: Duration = Duration::from_millis(1500);
@@ -70,9 +67,8 @@ pub struct Subject {
     pub freezer: Freezer,
     /// Its addresses move with it.
     pub keep_addresses: bool,
-    /// Interfaces of this host that its networks sit on, if it keeps its
-    /// addresses.
-    pub parents: Vec<String>,
+    /// Its networks, as far as addresses go.
+    pub addresses: Addresses,
     /// Upper directory of its overlay: the writable layer.
     pub upper: Option<PathBuf>,
     /// Its mounts, and what becomes of them.
@@ -86,11 +82,13 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Finds the container.
+    /// Finds the container. `on_bridges`: it is to keep addresses on bridge
+    /// networks too.
     pub async fn find(
         docker: &Docker,
         name: &str,
         choices: &[Choice],
+        on_bridges: bool,
     ) -> Result<Self, SubjectError> {
         let inspection = docker.inspect(name).await?;
         let stopped = |state, remedy| {
@@ -112,10 +110,9 @@ impl Subject {
         if freezer.holds(std::process::id())? {
             return Err(SubjectError::Together { name: inspection.name, path: freezer.path });
         }
-        let parents = parents(docker, &inspection).await?;
-        let keep_addresses = parents.is_some();
+        let addresses = Addresses::of(docker, &inspection, on_bridges).await?;
+        let keep_addresses = addresses.can_move();
         let upper = upper_directory(init);
-        let parents = parents.unwrap_or_default();
         let plan = Plan::of(docker, &inspection, choices).await?;
         let layers = docker.image_layers(&inspection.image).await.unwrap_or_default();
         let containerd_images = docker.keeps_images_in_containerd().await?;
@@ -124,7 +121,7 @@ impl Subject {
             bundle,
             freezer,
             keep_addresses,
-            parents,
+            addresses,
             upper,
             plan,
             layers,
@@ -196,6 +193,7 @@ impl Subject {
             layers: self.layers.clone(),
             containerd_images: self.containerd_images,
             networks: self.inspection.networks().into_keys().collect(),
+            wanted: self.addresses.wanted(&self.inspection),
             memory: self.memory()?,
             layer: self.upper.as_deref().map(size_of).unwrap_or_default(),
             mounts: self.plan.told(),
@@ -264,31 +262,9 @@ impl Subject {
                 "use the storage driver overlay2",
             ));
         }
-        if !self.keep_addresses && !self.inspection.networks().is_empty() {
-            findings.push(Finding::note(
-                "the container's address changes: its network is local to this host",
-                "open connections are closed; a macvlan network keeps address and connections",
-            ));
-        }
+        findings.extend(self.addresses.findings(name));
         findings
     }
-}
-
-/// The parent interfaces of a container all of whose networks both hosts can
-/// reach; `None` if it cannot keep its addresses.
-async fn parents(
-    docker: &Docker,
-    inspection: &Inspection,
-) -> Result<Option<Vec<String>>, DockerError> {
-    let mut parents = Vec::new();
-    for name in inspection.networks().keys() {
-        let Some((driver, parent)) = docker.network(name).await? else { return Ok(None) };
-        if !SEGMENT_DRIVERS.contains(&driver.as_str()) {
-            return Ok(None);
-        }
-        parents.extend(parent);
-    }
-    Ok((!parents.is_empty()).then_some(parents))
 }
 
 /// A process' innermost process ID is its name in the container.
@@ -365,7 +341,8 @@ fn may_read_limits() -> bool {
         .is_some_and(|set| set & (1 << CAP_SYS_RESOURCE) != 0)
 }
 
-fn descriptors(pid: i32) -> Vec<String> {
+/// What the descriptors of a process stand for, as `/proc` names it.
+pub(super) fn descriptors(pid: i32) -> Vec<String> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
     let links = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
     links.map(|link| link.to_string_lossy().into_owned()).collect()

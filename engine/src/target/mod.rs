@@ -12,6 +12,7 @@ pub mod intake;
 pub mod mounts;
 pub mod pages;
 mod probe;
+pub mod segment;
 pub mod stage;
 
 use crate::docker::{Docker, DockerError, register_runtime};
