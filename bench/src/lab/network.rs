@@ -19,7 +19,7 @@ use std::path::Path;
 /// Name of the client's namespace; no host can be called so.
 pub(super) const CLIENT_NAME: &str = "client";
 /// Name of the bridge's namespace.
-const SWITCH: &str = "switch";
+pub(super) const SWITCH: &str = "switch";
 /// Last byte of the bridge's address, the subnet's gateway.
 pub(super) const GATEWAY: u8 = 1;
 /// Last byte of the first host's address.
