@@ -32,6 +32,27 @@ impl fmt::Display for Way {
     }
 }
 
+/// A tmpfs of the container's own. Its files travel, if it can have any; the
+/// file system is made anew on the target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Tells it from the container's others.
+    pub number: u32,
+    /// Where in the container.
+    pub destination: PathBuf,
+    /// The file system's options, as mount(2) takes them.
+    pub options: String,
+    /// Under which number its files travel, if they do.
+    pub tree: Option<TreeId>,
+}
+
+impl Tmpfs {
+    /// What it is called in CRIU's images.
+    pub fn key(&self) -> String {
+        format!("blip-tmpfs-{}", self.number)
+    }
+}
+
 /// What is mounted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {

@@ -10,7 +10,10 @@
 //!
 //! Rules live in nftables tables of our own, so undoing is deleting one table.
 //! The `nft` process is started ahead and fed when the moment has come: its
-//! start-up is not part of the downtime.
+//! start-up is not part of the downtime. Where even that is too slow a table is
+//! emptied first ([`Lift`]) and deleted later.
+
+mod flush;
 
 pub mod backlog;
 pub mod datagrams;
@@ -418,26 +421,28 @@ impl Silence {
         Ok(Self { table })
     }
 
-    /// Starts what will lift the silence, so that lifting costs nothing but the
+    /// Prepares to lift the silence, so that lifting costs nothing but the
     /// change itself.
-    pub fn prime_lift(&self) -> Result<Lift, NetworkError> {
-        Primed::start(None, remove_rules(&self.table), "lift the silence".to_owned()).map(Lift)
+    pub fn prime_lift(&self) -> io::Result<Lift> {
+        flush::Flush::prime(&self.table).map(Lift)
     }
 
-    /// Lifts it, unprepared.
-    pub async fn lift(&self) -> Result<(), NetworkError> {
-        self.prime_lift()?.now().await
+    /// Removes it, lifted or not.
+    pub async fn remove(&self) -> Result<(), NetworkError> {
+        let rules = remove_rules(&self.table);
+        Primed::start(None, rules, "lift the silence".to_owned())?.fire().await
     }
 }
 
-/// A silence about to be lifted.
+/// A silence about to be lifted. Its table stays, empty, until it is
+/// [removed](Silence::remove).
 #[derive(Debug)]
-pub struct Lift(Primed);
+pub struct Lift(flush::Flush);
 
 impl Lift {
-    /// Lifts it.
-    pub async fn now(self) -> Result<(), NetworkError> {
-        self.0.fire().await
+    /// Lifts it, in a fraction of a millisecond.
+    pub fn now(&self) -> io::Result<()> {
+        self.0.now()
     }
 }
 

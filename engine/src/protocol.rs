@@ -7,7 +7,7 @@
 use crate::event::LazyReport;
 use crate::handover::{Ticket, Verdict};
 use crate::image::{Held, ImageOrder};
-use crate::mounts::Mount;
+use crate::mounts::{Mount, Tmpfs};
 use crate::network::Neighbour;
 use blip_transport::page::{PageAt, PageRun, SpaceId};
 use blip_transport::units::{ByteSize, PageCount, Round};
@@ -114,6 +114,8 @@ pub struct StageRequest {
     pub memory: ByteSize,
     /// What is mounted into it.
     pub mounts: Vec<Mount>,
+    /// Its own file systems in memory.
+    pub tmpfs: Vec<Tmpfs>,
 }
 
 /// Which pages of a task come lazily.

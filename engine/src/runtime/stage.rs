@@ -13,7 +13,9 @@ pub mod wire;
 
 pub use dir::{Fate, HolderRecord, StageDir, StageError};
 pub use server::{StageEvent, StageServer};
-pub use wire::{CgroupMode, HolderOrder, HolderUp, HookOrder, Report, RestoreSpec, TcpMode};
+pub use wire::{
+    CgroupMode, HolderOrder, HolderUp, HookOrder, Report, RestoreSpec, TcpMode, TmpfsPlace,
+};
 
 /// Where stage directories are made: a tmpfs that only root can enter.
 pub const STAGE_ROOT: &str = "/run/blip/stage";

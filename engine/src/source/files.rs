@@ -136,6 +136,11 @@ impl Trees {
             let Some(id) = planned.mount.tree else { continue };
             add(id, scanner(&planned.mount.origin, &planned.path)?, &planned.path);
         }
+        for tmpfs in &subject.tmpfs {
+            let Some(id) = tmpfs.told.tree else { continue };
+            let path = tmpfs.path();
+            add(id, Scanner::open(&path, Tree::Plain, Exclude::default())?, &path);
+        }
         Ok(Self { all, streams: 0 })
     }
 

@@ -10,6 +10,7 @@ pub mod files;
 pub mod freeze;
 mod gauge;
 pub mod hand;
+mod in_memory;
 pub mod measure;
 pub mod newcomers;
 pub mod peer;
@@ -395,6 +396,7 @@ impl Run {
             descriptors: subject.bundle.descriptors.clone(),
             memory: subject.memory()?,
             mounts: subject.plan.told(),
+            tmpfs: subject.tmpfs.iter().map(|tmpfs| tmpfs.told.clone()).collect(),
         };
         peer.say(&ToTarget::Stage(Box::new(request))).await?;
         match peer.hear().await? {

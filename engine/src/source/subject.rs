@@ -2,6 +2,7 @@
 //! Nothing here touches it.
 
 use super::addresses::Addresses;
+use super::in_memory::InMemory;
 use super::volumes::{Choice, Plan, size_of};
 use crate::bundle::{Bundle, BundleError};
 use crate::cgroup::{CgroupError, Freezer};
@@ -73,6 +74,8 @@ pub struct Subject {
     pub upper: Option<PathBuf>,
     /// Its mounts, and what becomes of them.
     pub plan: Plan,
+    /// Its own file systems in memory.
+    pub tmpfs: Vec<InMemory>,
     /// Layers of its image, lowest first; none if this Docker lost the image.
     pub layers: Vec<String>,
     /// Whether this Docker keeps images in containerd's store.
@@ -105,7 +108,9 @@ impl Subject {
         // with blip's it is the holder, whose child is init: only that one is
         // in the container's cgroup and namespaces.
         let init = crate::runtime::restored_init(inspection.pid);
-        let bundle = Bundle::of(&inspection.id, init)?;
+        let mut bundle = Bundle::of(&inspection.id, init)?;
+        let tmpfs = InMemory::all(init, &bundle.mounted);
+        bundle.external.extend(tmpfs.iter().map(InMemory::external));
         let freezer = Freezer::of(init)?;
         if freezer.holds(std::process::id())? {
             return Err(SubjectError::Together { name: inspection.name, path: freezer.path });
@@ -124,6 +129,7 @@ impl Subject {
             addresses,
             upper,
             plan,
+            tmpfs,
             layers,
             containerd_images,
             image_there: Held::Whole,

@@ -13,7 +13,7 @@ use crate::handover::{Target, TargetAction, TargetEvent, Ticket, Verdict};
 use crate::history::{End, Journal, Side};
 use crate::lazy::{LazyEvent, LazyHandle, LazyOptions, LazyPlan, TaskPlan};
 use crate::ledger::{Made, TargetRecord, TargetStep};
-use crate::network::{self, Lift};
+use crate::network::{self, Lift, Silence};
 use crate::protocol::{RestoreRequest, StageRequest, StoredImage, ToSource, ToTarget};
 use crate::runtime::stage::{Report, StageDir, StageEvent};
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender};
@@ -415,11 +415,10 @@ impl Arrival {
     /// What the grant will need is made ready while it is on its way.
     fn before_the_hold_is_told(&mut self) {
         let Some(staged) = &self.staged else { return };
-        for silence in &staged.silences {
-            match silence.prime_lift() {
-                Ok(lift) => self.lifts.push(lift),
-                Err(error) => tracing::warn!("{error}"),
-            }
+        let lifts = staged.silences.iter().map(Silence::prime_lift).collect::<Result<_, _>>();
+        match lifts {
+            Ok(lifts) => self.lifts = lifts,
+            Err(error) => tracing::warn!("lifting the silence will take longer: {error}"),
         }
         let keepsakes = self.lazy.as_ref().map_or(Ok(Vec::new()), LazyHandle::keepsakes);
         let charge = Charge::Target { init: self.init };
@@ -437,9 +436,10 @@ impl Arrival {
             self.failure = Some(format!("the restored container is gone: {error}"));
             return TargetEvent::Failed;
         }
-        // The silence ends while CRIU lets go: each takes several milliseconds.
-        let lifts = std::mem::take(&mut self.lifts);
-        let ((), let_go) = tokio::join!(lift_all(lifts, begun), is_let_go(self.init));
+        // The silence ends while CRIU lets go, which takes several milliseconds.
+        self.lift_silences(staged).await;
+        announcer::announce(staged.holder.pid, &staged.moving);
+        let let_go = is_let_go(self.init).await;
         tracing::debug!(took = ?begun.elapsed(), "resumed");
         if !let_go {
             // The word was given: it may run any moment, or have run and died.
@@ -448,8 +448,22 @@ impl Arrival {
             return TargetEvent::RestoreHeld;
         }
         self.resumed_at = Some(Instant::now());
-        announcer::announce(staged.holder.pid, &staged.moving);
         TargetEvent::Resumed
+    }
+
+    /// Nothing keeps the address from speaking any more. Where the quick way
+    /// fails there is the thorough one.
+    async fn lift_silences(&self, staged: &Staged) {
+        for (number, silence) in staged.silences.iter().enumerate() {
+            let quick = self.lifts.get(number).map(Lift::now);
+            if matches!(quick, Some(Ok(()))) {
+                continue;
+            }
+            tracing::warn!("a silence was not lifted at once: {quick:?}");
+            if let Err(error) = silence.remove().await {
+                tracing::error!("{error}");
+            }
+        }
     }
 
     async fn discard(&mut self) {
@@ -537,17 +551,6 @@ impl Arrival {
                 .unwrap_or_default(),
         }
     }
-}
-
-/// Ends every silence, all at once.
-async fn lift_all(lifts: Vec<Lift>, begun: Instant) {
-    let lifting = lifts.into_iter().map(|lift| async {
-        if let Err(error) = lift.now().await {
-            tracing::error!("{error}");
-        }
-    });
-    futures_util::future::join_all(lifting).await;
-    tracing::debug!(took = ?begun.elapsed(), "silence lifted");
 }
 
 /// CRIU has detached from a process when nobody traces it any more.

@@ -9,12 +9,12 @@ use super::mounts::{self, MakeError};
 use crate::docker::{Copy, Docker, DockerError, Inspection};
 use crate::lazy::{LazyError, LazyServer};
 use crate::ledger::Made;
-use crate::mounts::Origin;
+use crate::mounts::{Origin, Tmpfs};
 use crate::network::{NetworkError, Silence, parse_mac};
 use crate::protocol::StageRequest;
 use crate::runtime::stage::{
     CgroupMode, HolderUp, Report, RestoreSpec, STAGE_ROOT, StageDir, StageError, StageEvent,
-    StageServer, TcpMode,
+    StageServer, TcpMode, TmpfsPlace,
 };
 use crate::source::files::LAYER;
 use blip_transport::files::{ApplyOptions, Exclude, Room};
@@ -171,23 +171,32 @@ impl Staged {
         let holder = match wait_for_start(&mut server, &mut starting).await {
             Ok(holder) => holder,
             Err(error) => {
-                server.die(&error.to_string()).await;
-                if !starting.is_finished() {
-                    let _ = starting.await;
-                }
-                let _ = directory.remove();
-                lift_all(&silences).await;
+                clear_the_stage(server, starting, directory, &silences, &error).await;
                 return Err(error);
             }
         };
         let arrivals = arrivals(request);
-        let images = make_images(&arrivals, request)?;
-        let lazy = LazyServer::listen(&images)?;
-        trees.insert(LAYER, holder.rootfs.clone());
-        intake.place(places(docker, original, id, &holder, &images, trees).await?);
-        server.restore(restore_spec(request, &images)).await.map_err(|e| {
-            StagingError::Failed(format!("the holder does not take the order: {e}"))
-        })?;
+        let furnished = async {
+            let images = make_images(&arrivals, request)?;
+            let lazy = LazyServer::listen(&images)?;
+            trees.insert(LAYER, holder.rootfs.clone());
+            let spec = restore_spec(request, &arrivals, &images)?;
+            let restoring = order_restore(&mut server, spec.clone()).await?;
+            for (tmpfs, place) in request.tmpfs.iter().zip(&spec.tmpfs) {
+                // In the mount namespace of the restore, which only it has.
+                let seen = format!("/proc/{restoring}/root{}", place.path.display());
+                trees.extend(tmpfs.tree.map(|tree| (tree, seen.into())));
+            }
+            intake.place(places(docker, original, id, &holder, &images, trees).await?);
+            Ok::<_, StagingError>((images, lazy))
+        };
+        let (images, lazy) = match furnished.await {
+            Ok(furnished) => furnished,
+            Err(error) => {
+                clear_the_stage(server, starting, directory, &silences, &error).await;
+                return Err(error);
+            }
+        };
         let policy = original.all.host_config.as_ref().and_then(|host| host.restart_policy.clone());
         Ok(Self {
             docker: docker.clone(),
@@ -219,7 +228,7 @@ impl Staged {
             tracing::warn!("the staged container stays: {error}");
         }
         mounts::undo(&self.docker, &self.made).await;
-        lift_all(&self.silences).await;
+        end_silences(&self.silences).await;
         let _ = self.directory.remove();
         remove_all(&self.arrivals);
     }
@@ -234,10 +243,27 @@ impl Staged {
         if let Some(policy) = self.policy {
             self.docker.set_restart_policy(&self.id, policy).await?;
         }
+        end_silences(&self.silences).await;
         let _ = self.directory.remove();
         remove_all(&self.arrivals);
         Ok(())
     }
+}
+
+/// Undoes a staging that did not come to its end.
+async fn clear_the_stage(
+    server: StageServer,
+    starting: JoinHandle<Result<(), DockerError>>,
+    directory: StageDir,
+    silences: &[Silence],
+    error: &StagingError,
+) {
+    server.die(&error.to_string()).await;
+    if !starting.is_finished() {
+        let _ = starting.await;
+    }
+    let _ = directory.remove();
+    end_silences(silences).await;
 }
 
 /// Removes what an agent that died left of a container that never ran.
@@ -310,16 +336,43 @@ fn make_images(arrivals: &Path, request: &StageRequest) -> Result<PathBuf, Stagi
     Ok(images)
 }
 
-fn restore_spec(request: &StageRequest, images: &Path) -> RestoreSpec {
+/// Starts the restore; answers who does it, as this host numbers it.
+async fn order_restore(server: &mut StageServer, spec: RestoreSpec) -> Result<i32, StagingError> {
+    let ordered = server.restore(spec).await;
+    ordered
+        .map_err(|e| StagingError::Failed(format!("the holder does not take the order: {e}")))?;
+    match tokio::time::timeout(STAGE_LIMIT, server.next()).await {
+        Ok(Some(StageEvent::Said(Report::Restoring { pid }))) => Ok(pid),
+        Ok(Some(StageEvent::Said(Report::Failed { why, log_tail }))) => {
+            Err(StagingError::Failed(format!("{why} {log_tail}").trim().to_owned()))
+        }
+        Ok(other) => Err(StagingError::Failed(format!("unexpected on stage: {other:?}"))),
+        Err(_) => Err(StagingError::Slow),
+    }
+}
+
+fn restore_spec(
+    request: &StageRequest,
+    arrivals: &Path,
+    images: &Path,
+) -> Result<RestoreSpec, StagingError> {
     let tcp = if request.keep_addresses { TcpMode::Established } else { TcpMode::Close };
-    RestoreSpec {
+    let place = |tmpfs: &Tmpfs| {
+        let path = arrivals.join("tmpfs").join(tmpfs.number.to_string());
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        let place =
+            TmpfsPlace { key: tmpfs.key(), path: path.clone(), options: tmpfs.options.clone() };
+        made.map(|()| place).map_err(|source| StagingError::Prepare { path, source })
+    };
+    Ok(RestoreSpec {
+        tmpfs: request.tmpfs.iter().map(place).collect::<Result<_, _>>()?,
         images: images.to_owned(),
         work: images.to_owned(),
         lazy: true,
         tcp,
         cgroups: CgroupMode::Soft,
         criu_options: vec!["ghost-limit 64M".into(), "link-remap".into()],
-    }
+    })
 }
 
 async fn places(
@@ -396,7 +449,7 @@ async fn silence(
         match Silence::impose(&name, &place, &macs).await {
             Ok(silence) => silences.push(silence),
             Err(error) => {
-                lift_all(&silences).await;
+                end_silences(&silences).await;
                 return Err(error.into());
             }
         }
@@ -404,9 +457,9 @@ async fn silence(
     Ok(silences)
 }
 
-async fn lift_all(silences: &[Silence]) {
+async fn end_silences(silences: &[Silence]) {
     for silence in silences {
-        if let Err(error) = silence.lift().await {
+        if let Err(error) = silence.remove().await {
             tracing::warn!("{error}");
         }
     }

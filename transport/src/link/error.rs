@@ -203,8 +203,9 @@ pub enum LostWhy {
         /// Its words, cleaned for display; empty if its process just let go.
         reason: String,
     },
-    /// The other host no longer knows the connection: blip was restarted there.
-    #[error("the other end was restarted")]
+    /// The other host no longer knows the connection: blip was restarted there,
+    /// or it had heard nothing for so long that it gave up.
+    #[error("the other end no longer knows it: it was restarted, or had long heard nothing")]
     Reset,
     /// This end closed it.
     #[error("this end closed it")]

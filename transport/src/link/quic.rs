@@ -40,6 +40,7 @@ mod pacer;
 pub mod settings;
 mod socket;
 mod urgent;
+mod vigil;
 
 #[cfg(test)]
 mod hostile;
@@ -55,3 +56,4 @@ pub use settings::{Priority, Settings};
 pub use urgent::{
     Asked, MAX_URGENT_REPLY, MAX_URGENT_REQUEST, RequestId, Urgent, UrgentReplies, UrgentServer,
 };
+pub use vigil::Vigil;

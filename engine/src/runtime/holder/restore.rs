@@ -5,15 +5,15 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Child, Command};
 
-use nix::mount::{MntFlags, umount2};
-use nix::sched::{CloneFlags, setns};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use super::setup::Place;
 use crate::runtime::exclusion;
 use crate::runtime::hook::{self, BLIP_VARIABLE, STAGE_VARIABLE};
 use crate::runtime::procfs;
 use crate::runtime::real::find_runc;
-use crate::runtime::stage::wire::{RestoreSpec, TcpMode};
+use crate::runtime::stage::wire::{RestoreSpec, TcpMode, TmpfsPlace};
 
 /// The most of a log that is reported, in bytes.
 const LOG_TAIL: usize = 8 * 1024;
@@ -49,23 +49,40 @@ pub(super) fn spawn(place: &Place, spec: &RestoreSpec) -> Result<i32, String> {
     }
     command.arg(&place.id);
     command.env(STAGE_VARIABLE, place.stage.path()).env(BLIP_VARIABLE, myself);
-    let child =
-        spawn_outside(command, &place.host_netns).map_err(|e| format!("cannot start runc: {e}"))?;
+    let child = spawn_apart(command, &place.host_netns, &spec.tmpfs)
+        .map_err(|e| format!("cannot start runc: {e}"))?;
     i32::try_from(child.id()).map_err(|e| e.to_string())
 }
 
-/// Starts a command in another network namespace than this process's.
+/// Starts a command in other namespaces than this process's.
 ///
-/// runc takes the namespace it runs in for the host's and refuses to set
-/// sysctls of a container there. A thread of its own changes over, so that
-/// `/proc/<holder>/ns/net` names the container's at every moment.
-fn spawn_outside(mut command: Command, netns: &fs::File) -> std::io::Result<Child> {
+/// * The network is `netns`: runc takes the one it runs in for the host's and
+///   refuses to set sysctls of a container there.
+/// * The mounts are a copy of this process's, with the tmpfs that the container
+///   is to have. Nobody else sees those; what the container has not taken is
+///   gone when runc and CRIU are, however they end.
+///
+/// A thread of its own changes over, so that `/proc/<holder>/ns/net` names the
+/// container's at every moment.
+fn spawn_apart(
+    mut command: Command,
+    netns: &fs::File,
+    tmpfs: &[TmpfsPlace],
+) -> std::io::Result<Child> {
     std::thread::scope(|scope| {
-        let outside = scope.spawn(|| {
+        let apart = scope.spawn(|| {
             setns(netns, CloneFlags::CLONE_NEWNET)?;
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            // What the host unmounts is to go here, too.
+            let (nothing, follow) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE);
+            mount(nothing, "/", nothing, follow, nothing)?;
+            for place in tmpfs {
+                let options = Some(place.options.as_str());
+                mount(Some("tmpfs"), &place.path, Some("tmpfs"), MsFlags::empty(), options)?;
+            }
             command.spawn()
         });
-        outside
+        apart
             .join()
             .unwrap_or_else(|_| Err(std::io::Error::other("the thread that starts it panicked")))
     })
@@ -82,6 +99,9 @@ fn criu_conf(script: &Path, cgroup: Option<&str>, spec: &RestoreSpec) -> String 
     }
     if spec.tcp == TcpMode::Close {
         conf.push_str("tcp-close\n");
+    }
+    for place in &spec.tmpfs {
+        conf.push_str(&format!("external mnt[{}]:{}\n", place.key, place.path.display()));
     }
     for line in &spec.criu_options {
         conf.push_str(line);
@@ -178,7 +198,7 @@ pub(in crate::runtime) fn clear_runc_leftovers(root: Option<&Path>, id: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::stage::CgroupMode;
+    use crate::runtime::stage::{CgroupMode, TmpfsPlace};
 
     #[test]
     fn runcs_last_error_is_the_reason() {
@@ -209,12 +229,18 @@ mod tests {
             lazy: true,
             tcp: TcpMode::Close,
             cgroups: CgroupMode::Soft,
+            tmpfs: vec![TmpfsPlace {
+                key: "blip-tmpfs-0".into(),
+                path: "/t/0".into(),
+                options: "mode=755".into(),
+            }],
             criu_options: vec!["ghost-limit 10M".into()],
         };
         let script = Path::new("/var/lib/blip/x");
         assert_eq!(
             criu_conf(script, None, &spec),
-            "action-script \"/var/lib/blip/x\"\ntcp-close\nghost-limit 10M\n"
+            "action-script \"/var/lib/blip/x\"\ntcp-close\n\
+             external mnt[blip-tmpfs-0]:/t/0\nghost-limit 10M\n"
         );
         assert!(
             criu_conf(script, Some("/docker/c1"), &spec)

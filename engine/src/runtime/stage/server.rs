@@ -191,6 +191,7 @@ mod tests {
             lazy: false,
             tcp: TcpMode::Established,
             cgroups: CgroupMode::Soft,
+            tmpfs: Vec::new(),
             criu_options: vec![],
         }
     }

@@ -105,8 +105,21 @@ pub struct RestoreSpec {
     pub tcp: TcpMode,
     /// What CRIU does about cgroups inside the container.
     pub cgroups: CgroupMode,
+    /// File systems to make where this restore sees them.
+    pub tmpfs: Vec<TmpfsPlace>,
     /// More lines for CRIU's configuration file, such as `ghost-limit 10M`.
     pub criu_options: Vec<String>,
+}
+
+/// A tmpfs that CRIU finds mounted and takes into the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TmpfsPlace {
+    /// What it is called in CRIU's images.
+    pub key: String,
+    /// An empty directory.
+    pub path: PathBuf,
+    /// The file system's options, as mount(2) takes them.
+    pub options: String,
 }
 
 /// What becomes of established TCP connections.
@@ -212,6 +225,7 @@ mod tests {
             lazy: true,
             tcp: TcpMode::Close,
             cgroups: CgroupMode::Soft,
+            tmpfs: Vec::new(),
             criu_options: vec!["ghost-limit 10M".into()],
         };
         let mut bytes = Vec::new();

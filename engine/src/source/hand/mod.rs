@@ -17,6 +17,7 @@ use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdic
 use crate::ledger::{Ledger, SourceRecord};
 use crate::plan::LinkFacts;
 use crate::protocol::{ToSource, ToTarget};
+use blip_transport::link::quic::Vigil;
 use blip_transport::units::{Bandwidth, ByteSize, Round};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -25,6 +26,9 @@ use tokio::task::JoinHandle;
 /// How long blip goes on asking a target it has lost after the grant, before it
 /// leaves the matter to `blip resolve`.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(10);
+/// Nothing heard of the target for so long while the container stands still:
+/// five signs of life missed, and it runs again within two seconds.
+const SILENCE_LIMIT: Duration = Duration::from_secs(1);
 /// How long the target may take to restore, once it has everything.
 const HOLD_LIMIT: Duration = Duration::from_secs(90);
 /// A round of fewer bytes tells more of latencies than of the link's rate.
@@ -47,6 +51,8 @@ pub struct Handover<'a> {
     /// The round it is sent in.
     pushed: Option<Round>,
     clock: Clock,
+    /// Kept from the freeze until the container runs on the target.
+    vigil: Option<Vigil>,
     lazy: LazyReport,
     memory: ByteSize,
 }
@@ -91,6 +97,7 @@ impl<'a> Handover<'a> {
             pushing: None,
             pushed: None,
             clock: Clock { last: Instant::now(), parts: Vec::new(), filling: false },
+            vigil: None,
             lazy: LazyReport::default(),
             memory: ByteSize(0),
         }
@@ -115,7 +122,8 @@ impl<'a> Handover<'a> {
         self.clock.end(self.run, Phase::Freeze);
         self.on(SourceEvent::Frozen).await;
         if let Err(error) = self.ship(still).await {
-            self.on(SourceEvent::Failed(error.to_string())).await;
+            let why = self.silence().unwrap_or_else(|| error.to_string());
+            self.on(SourceEvent::Failed(why)).await;
         }
         let mut interrupt = self.run.order.interrupt.clone();
         while self.machine.outcome().is_none() {
@@ -150,8 +158,16 @@ impl<'a> Handover<'a> {
         };
         match heard {
             Ok(message) => self.heard(message).await,
-            Err(error) => SourceEvent::LinkLost(error.to_string()),
+            Err(error) => {
+                SourceEvent::LinkLost(self.silence().unwrap_or_else(|| error.to_string()))
+            }
         }
+    }
+
+    /// The reason why the link is closed, if it is that nothing was heard.
+    fn silence(&self) -> Option<String> {
+        let silent = self.vigil.as_ref().is_some_and(Vigil::saw_silence);
+        silent.then(|| format!("nothing was heard from the target for {SILENCE_LIMIT:?}"))
     }
 
     /// What the target's message means for the protocol. A message that means
@@ -186,6 +202,7 @@ impl<'a> Handover<'a> {
                 SourceEvent::Frozen
             }
             ToSource::Resumed => {
+                self.vigil = None;
                 self.clock.end(self.run, Phase::Grant);
                 self.send_late_frames();
                 self.push_the_rest();

@@ -1,6 +1,6 @@
 //! Bringing the container to a stand at a good moment.
 
-use super::Handover;
+use super::{Handover, SILENCE_LIMIT};
 use crate::event::{Event, Phase, millis};
 use crate::protocol::{ToSource, ToTarget};
 use crate::source::freeze::{Attempt, FreezeError, Ready, Still};
@@ -9,6 +9,7 @@ use crate::source::pump::{self, Take};
 use crate::source::{MigrateError, unexpected};
 use crate::throttle::Throttle;
 use crate::track::Stop;
+use blip_transport::link::quic::Vigil;
 use std::time::{Duration, Instant};
 
 /// How often a container is thawed again because somebody connected to it from
@@ -38,12 +39,14 @@ impl Handover<'_> {
                 ready.cancel().await;
                 return Err(error.into());
             }
+            self.vigil = Some(Vigil::keep(&self.peer.link, SILENCE_LIMIT));
             self.clock.last = Instant::now();
             self.run.events.send(Event::Begin { phase: Phase::Freeze });
             match ready.freeze().await? {
                 Attempt::Still(still) => return Ok(still),
                 Attempt::Again(again) => ready = again,
             }
+            self.vigil = None;
             let ms = millis(self.clock.last.elapsed());
             self.run.events.send(Event::End { phase: Phase::Freeze, ms });
             let text = "somebody connected in that moment, whom nobody has accepted: it runs on \

@@ -69,9 +69,11 @@ pub const MIN_DATAGRAM: u16 = 1200;
 /// Silence after which a packet is sent to show life.
 pub const KEEP_ALIVE: Duration = Duration::from_millis(250);
 
-/// Silence after which the other end counts as gone: five keep-alives missed,
-/// and still inside the two seconds in which a source must be running again.
-pub const IDLE_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Silence after which the other end counts as gone. Generous: on a busy host a
+/// process may not get to its socket for a second or two, which must not cost a
+/// long migration. While a container stands still there is a
+/// [`Vigil`](super::Vigil), which has less patience.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to dial before giving up.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -87,8 +89,7 @@ pub struct Settings {
     /// Software version announced in the hello, at most 64 bytes of it.
     pub software: String,
     /// How long [`dial`](super::dial) tries, and how long a listener gives a
-    /// newcomer to finish its handshake. Where nothing at all comes back,
-    /// `dial` gives up after the idle timeout already.
+    /// newcomer to finish its handshake.
     pub connect_timeout: Duration,
     /// Silence after which the other end counts as gone. The shorter of both
     /// ends' counts.
