@@ -8,6 +8,7 @@ pub mod lab;
 pub mod plot;
 pub mod probe;
 pub mod quantity;
+pub mod relay;
 pub mod report;
 pub mod rig;
 pub mod run;

@@ -3,15 +3,12 @@
 
 // Each test program uses a part of it.
 #[allow(dead_code)]
-mod hosts;
+mod pair;
 
-use blip_bench::lab::{CgroupMode, Host, Suite};
-use hosts::Hosts;
+use blip_bench::lab::Host;
+use pair::Pair;
 use serde_json::Value;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
-
-const BLIP: &str = "/usr/local/bin/blip";
 
 /// Writes to files in every way there is and remembers what they must hold;
 /// compares when it is told to, and says `OK` or what is wrong. Ends with 42.
@@ -78,59 +75,7 @@ while True:
     time.sleep(0.002)
 "#;
 
-/// Both hosts, with an agent on each.
-struct Pair {
-    hosts: Hosts,
-    agent: Child,
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        let _ = self.agent.kill();
-        let _ = self.agent.wait();
-    }
-}
-
 impl Pair {
-    fn up(test: &str) -> Self {
-        let hosts = Hosts::up(test, CgroupMode::V2, Suite::Forky);
-        let mut command = hosts.a().command(&[BLIP, "agent"]);
-        let agent = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("agent");
-        Self { hosts, agent }
-    }
-
-    /// Runs `blip migrate` on a host to its end: exit code, report if any, and
-    /// what it said.
-    fn try_migrate(&self, from: &Host, to: &Host, words: &[&str]) -> (Option<i32>, Value, String) {
-        let to = to.address().to_string();
-        let words = [&[BLIP, "migrate", "--json", "--to", &to], words].concat();
-        let output = from.command(&words).output().expect("blip migrate");
-        let out = String::from_utf8_lossy(&output.stdout).into_owned();
-        let report = out.lines().last().and_then(|line| serde_json::from_str(line).ok());
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        (output.status.code(), report.unwrap_or_default(), said + &out)
-    }
-
-    fn migrate(&self, from: &Host, to: &Host, words: &[&str]) -> Value {
-        let (code, report, said) = self.try_migrate(from, to, words);
-        assert_eq!(code, Some(0), "{said}");
-        assert_eq!(report["outcome"], "moved", "{said}");
-        report
-    }
-
-    fn refused(&self, words: &[&str], parts: &[&str]) {
-        let (a, b) = (self.hosts.a(), self.hosts.b());
-        let (code, _, said) = self.try_migrate(a, b, words);
-        assert_eq!(code, Some(3), "{words:?}: {said}");
-        for part in parts {
-            assert!(said.contains(part), "'{part}' is missing: {said}");
-        }
-    }
-
-    fn docker(&self, host: &Host, words: &str) -> String {
-        self.hosts.docker(host, words)
-    }
-
     /// The writer compares its files with its memory. (By a file: what Docker
     /// shows of the log of a container that has arrived may lag.)
     fn is_right(&self, host: &Host, name: &str, step: &str) {
@@ -163,10 +108,6 @@ impl Pair {
     fn run_at(&self, number: u8, name: &str, image: &str) {
         let ip = self.hosts.lab.container_address(number);
         self.hosts.run(name, &format!("--network blipnet --ip {ip}"), image, &TICKER);
-    }
-
-    fn sh(&self, host: &Host, script: &str) -> String {
-        host.run(&["sh", "-c", script]).expect("sh").trim().to_owned()
     }
 }
 
@@ -254,6 +195,53 @@ fn an_image_that_the_target_lacks_is_shipped_once() {
     pair.migrate(a, b, &["three"]);
     assert_eq!(pair.hosts.inspect(b, "three", ".Image"), id);
     assert_eq!(pair.hosts.inspect(b, "made/here:v1", ".Id"), foreign);
+}
+
+/// Starts this host's dockerd again with images in containerd's store, as a
+/// new Docker 29 has them, and brings `image` along.
+fn keep_images_in_containerd(pair: &Pair, host: &Host, image: &str) {
+    let script = format!(
+        "set -e; docker save {image} -o /root/image.tar
+         sed -i '/storage-driver/d; s/\"containerd-snapshotter\": false/\"containerd-snapshotter\": true/' \
+             /etc/docker/daemon.json
+         old=$(cat /run/docker.pid); kill $old; while [ -d /proc/$old ]; do sleep 0.1; done
+         setsid dockerd --containerd /run/containerd/containerd.sock \
+             >>/var/log/dockerd.log 2>&1 </dev/null &
+         n=0; until docker info >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 100 ]; sleep 0.2; done
+         docker load -i /root/image.tar; rm /root/image.tar"
+    );
+    pair.sh(host, &script);
+    let store = pair.docker(host, "info --format {{.DriverStatus}}");
+    assert!(store.contains("containerd.snapshotter"), "{store}");
+}
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn images_in_containerds_store_move_too() {
+    let pair = Pair::up("ctrd");
+    let (a, b) = (pair.hosts.a(), pair.hosts.b());
+    pair.run_at(1, "mixed", "blip/busybox:latest");
+    keep_images_in_containerd(&pair, b, "blip/python:latest");
+    pair.refused(&["mixed"], &["containerd's store, unlike the source", "the same store"]);
+    pair.docker(a, "rm -f mixed");
+
+    // Now on both: the image is shipped, and the same there.
+    keep_images_in_containerd(&pair, a, "blip/busybox:latest");
+    let id = pair.hosts.inspect(a, "blip/busybox:latest", ".Id");
+    pair.run_at(2, "moves", "blip/busybox:latest");
+    pair.sh(a, "docker exec moves sh -c 'echo kept >/note; rm /bin/vi'");
+    for (from, to) in [(a, b), (b, a)] {
+        let report = pair.migrate(from, to, &["moves"]);
+        eprintln!("{} bytes", report["bytes_sent"]);
+        assert_eq!(pair.hosts.inspect(to, "blip/busybox:latest", ".Id"), id);
+        assert_eq!(pair.hosts.inspect(to, "moves", ".Image"), id);
+        assert_eq!(pair.docker(to, "exec moves cat /note"), "kept");
+        assert!(to.run(&["docker", "exec", "moves", "ls", "/bin/vi"]).is_err());
+    }
+    let ticks = || pair.docker(a, "exec moves wc -l /ticks");
+    let then = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_ne!(ticks(), then, "it runs on");
 }
 
 #[test]

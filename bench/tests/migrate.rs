@@ -5,6 +5,7 @@ mod hosts;
 
 use blip_bench::lab::{CgroupMode, Suite};
 use blip_bench::probe::{Probe, Spec};
+use blip_engine::track::probe::soft_dirty;
 use blip_transport::units::Bandwidth;
 use hosts::{AtClient, Hosts, Regular};
 use std::time::{Duration, Instant};
@@ -264,14 +265,20 @@ fn what_cannot_move_is_refused_in_one_line_and_untouched() {
     let no_criu = [("BLIP_CRIU", "/nonexistent")];
     refused(&hosts, &no_criu, &["redis", "--to", "b"], &["CRIU is missing", "install"]);
 
+    // The lab has this machine's kernel; where it has all, nothing is refused.
+    if let Err(missing) = soft_dirty() {
+        let words = ["redis", "--to", "b", "--tracker", "soft-dirty"];
+        let missing = missing.to_string();
+        let with = [&missing, "CONFIG_MEM_SOFT_DIRTY", "--tracker hash"];
+        refused(&hosts, &[], &words, &with);
+    }
+
     hosts.docker(b, "create --name redis blip/redis:latest");
     refused(&hosts, &[], &["redis", "--to", "b"], &["container named 'redis'", "docker rename"]);
     hosts.docker(b, "rm redis");
 
     hosts.run("bound", "--network blipnet --volume /srv:/things", busybox, &sleep);
     refused(&hosts, &[], &["bound", "--to", "b"], &["/srv at /things", "--bind copy=/things"]);
-    hosts.run("terminal", "--network blipnet -t", busybox, &sleep);
-    refused(&hosts, &[], &["terminal", "--to", "b"], &["terminal", "without -t"]);
     hosts.run("shared", "--network host", busybox, &sleep);
     refused(&hosts, &[], &["shared", "--to", "b"], &["network of host"]);
     hosts.run("paused", "--network blipnet", busybox, &sleep);

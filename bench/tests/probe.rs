@@ -2,8 +2,9 @@
 //! fooled. Every way to lose or double a write that can be made by hand is
 //! made here and must be caught.
 
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
+mod server;
+
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use blip_bench::demo::report::DemoReport;
@@ -11,83 +12,8 @@ use blip_bench::demo::{self, Options, Stage};
 use blip_bench::probe::ledger::Fault;
 use blip_bench::probe::verify::{Expected, Verdict};
 use blip_bench::probe::{Here, Place, Probe, ProbeReport, Spec};
-use blip_bench::workload::dataset::Dataset;
-use blip_bench::workload::redis::Redis;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
-const DATA: Dataset = Dataset { bytes: 4 << 20, seed: 1 };
-
-/// A private server on a free loopback port; it ends with the test.
-struct Server {
-    child: Child,
-    addr: SocketAddr,
-    _dir: tempfile::TempDir,
-}
-
-impl Server {
-    fn start() -> Server {
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
-        Server::at(free.expect("a free loopback port"))
-    }
-
-    fn at(addr: SocketAddr) -> Server {
-        // One test installs, the others wait for it.
-        static INSTALLED: std::sync::Once = std::sync::Once::new();
-        INSTALLED.call_once(|| {
-            let tools = [("redis-server", "redis-server")];
-            blip_bench::lab::install(&tools, |_| {}).expect("redis-server can be installed");
-        });
-        let dir = tempfile::tempdir().expect("a directory for the server");
-        let child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &addr.port().to_string()])
-            .args(["--save", "", "--appendonly", "no"])
-            .args(["--enable-debug-command", "yes", "--dir"])
-            .arg(dir.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server starts");
-        let server = Server { child, addr, _dir: dir };
-        server.redis().wait_ready(Duration::from_secs(10)).expect("the server answers");
-        server
-    }
-
-    fn redis(&self) -> Redis {
-        Redis::at(self.addr)
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).expect("the server is ours");
-    }
-
-    /// Kills it and starts an empty one in its place.
-    fn replace(&mut self) {
-        self.end();
-        *self = Server::at(self.addr);
-    }
-
-    fn end(&mut self) {
-        self.child.kill().expect("the server is ours");
-        self.child.wait().expect("the server was started here");
-    }
-
-    fn ask(&self, words: &[&str]) {
-        let mut connection = self.redis().connect().expect("a connection");
-        let mut ask = redis::Cmd::new();
-        words.iter().for_each(|w| {
-            ask.arg(*w);
-        });
-        ask.exec(&mut connection).expect("the server obeys");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already; then there is nothing left to do.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use nix::sys::signal::Signal;
+use server::{DATA, Server};
 
 /// Fills the server, lets the probe write, does `meanwhile`, stops the probe.
 fn run(spec: Spec, server: &mut Server, meanwhile: impl FnOnce(&mut Server, &Probe)) -> Run {

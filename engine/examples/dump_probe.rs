@@ -19,6 +19,7 @@ async fn main() {
             images,
             external: b.external.clone(),
             descriptors: b.descriptors.clone(),
+            close_connections: false,
             skip_in_flight: false,
             terminal: b.terminal,
         };

@@ -219,6 +219,17 @@ pub struct Progress {
     pub predicted_downtime_ms: Option<f64>,
 }
 
+/// What tracking took, beside the stalls that each round reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackingReport {
+    /// The most bytes of the source's memory or disk that were taken for pages
+    /// on their way, beside the container's own.
+    pub peak_bytes: ByteSize,
+    /// Rounds in which what was clean could not be told, so that all pages were
+    /// taken.
+    pub fell_back: u32,
+}
+
 /// What took part.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versions {
@@ -256,6 +267,10 @@ pub struct Report {
     pub rounds: Vec<RoundReport>,
     /// Bytes that left the source in all streams, after compression.
     pub bytes_sent: ByteSize,
+    /// Bytes that came back: answers, and what the target said it still had of
+    /// an earlier move.
+    #[serde(default)]
+    pub bytes_received: ByteSize,
     /// Memory that was blip's to move: the resident private memory at the end.
     pub memory_bytes: ByteSize,
     /// How memory came into the container.
@@ -276,6 +291,9 @@ pub struct Report {
     pub unknowns: Vec<String>,
     /// Which tracker was used and why.
     pub tracker: String,
+    /// What that took.
+    #[serde(default)]
+    pub tracking: TrackingReport,
     /// What took part.
     pub versions: Versions,
     /// What an operator should know and blip did not refuse.

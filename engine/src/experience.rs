@@ -144,7 +144,7 @@ fn read(path: &Path) -> Option<Known> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{GoalReport, LazyReport, Phase, PhaseTime, Versions};
+    use crate::event::{GoalReport, LazyReport, Phase, PhaseTime, TrackingReport, Versions};
     use crate::plan::{Goal, Method};
     use blip_transport::units::{ByteSize, PageCount};
     use std::os::unix::fs::PermissionsExt;
@@ -167,6 +167,7 @@ mod tests {
             total_ms: 0.0,
             rounds: Vec::new(),
             bytes_sent: ByteSize(0),
+            bytes_received: ByteSize(0),
             memory_bytes: ByteSize(256 << 20),
             lazy: LazyReport::default(),
             goal: GoalReport::from(&Goal::default()),
@@ -176,6 +177,7 @@ mod tests {
             throttled_percent: 0,
             unknowns: Vec::new(),
             tracker: String::new(),
+            tracking: TrackingReport::default(),
             versions: Versions::default(),
             notes: Vec::new(),
         }

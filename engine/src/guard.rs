@@ -7,6 +7,8 @@
 //!   userfaultfds open. Without them a missing page would read as zeros. If the
 //!   agent ends before the memory is complete, the guard kills the container
 //!   while every thread that misses a page still waits for it.
+//! * On the source, while Docker has it stopped with a checkpoint: if blip ends
+//!   without a word before the grant, the guard starts it from there.
 //! * On the source, while the container is slowed down: if blip ends without a
 //!   word, the guard gives it its CPU time back.
 //!
@@ -44,6 +46,13 @@ pub enum Charge {
         criu: Option<u32>,
         /// Where its images are: in memory, and worth nothing once it runs.
         images: PathBuf,
+    },
+    /// A container that Docker has stopped with a checkpoint, to be moved away.
+    Stopped {
+        /// Docker's ID of it.
+        container: String,
+        /// The checkpoint that it can be started from.
+        checkpoint: String,
     },
     /// A container that has arrived without all of its memory.
     Target {
@@ -157,6 +166,10 @@ pub fn main(charge: &str) -> io::Result<()> {
             let thawed = Freezer { path: freezer, version }.thaw().map_err(io::Error::other);
             let removed = std::fs::remove_dir_all(images);
             thawed.and(removed)
+        }
+        Charge::Stopped { container, checkpoint } => {
+            let words = ["start", "--checkpoint", &checkpoint, &container];
+            Command::new("docker").args(words).stdout(Stdio::null()).status().map(drop)
         }
         Charge::Target { init } => {
             let init = nix::unistd::Pid::from_raw(init);

@@ -5,9 +5,11 @@
 //! run, and when it is done. Every write is complete or absent: a temporary
 //! file, synced, renamed, and the directory synced.
 
+use crate::forward::Forward;
 use crate::handover::{Ticket, Verdict};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -32,6 +34,18 @@ pub struct SourceRecord {
     pub target: String,
     /// Whether the source's container is removed once it has moved.
     pub remove_source: bool,
+    /// Whether its connections end here, with a reset.
+    #[serde(default)]
+    pub close_connections: bool,
+    /// What takes its place on its published ports.
+    #[serde(default)]
+    pub forward: Option<Forward>,
+    /// It is stopped with a checkpoint of Docker's; its restart policy, as JSON.
+    #[serde(default)]
+    pub by_docker: Option<String>,
+    /// Where its files stay.
+    #[serde(default)]
+    pub remains: Remains,
     /// When, in seconds since 1970.
     pub at: u64,
 }
@@ -83,6 +97,18 @@ pub struct Departed {
     pub ticket: Ticket,
     /// Docker's ID of what is left of it.
     pub container: String,
+    /// Where its files are.
+    #[serde(default)]
+    pub remains: Remains,
+}
+
+/// Where the files of a container are on the host that it left.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remains {
+    /// Its writable layer.
+    pub upper: Option<PathBuf>,
+    /// What was mounted and travelled, by its place in the container.
+    pub places: BTreeMap<String, PathBuf>,
 }
 
 impl TargetRecord {

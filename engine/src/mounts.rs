@@ -38,8 +38,8 @@ impl fmt::Display for Way {
 pub struct Tmpfs {
     /// Tells it from the container's others.
     pub number: u32,
-    /// Where in the container.
-    pub destination: PathBuf,
+    /// Where in the container; one place or several.
+    pub destinations: Vec<PathBuf>,
     /// The file system's options, as mount(2) takes them.
     pub options: String,
     /// Under which number its files travel, if they do.

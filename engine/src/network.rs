@@ -117,11 +117,22 @@ impl Primed {
     }
 }
 
+/// What passes a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// Nothing: the address lives on elsewhere.
+    Nothing,
+    /// Resets on their way out, and what finds the way for them. A container
+    /// that stands still sends none; they leave when its connections are ended.
+    Resets,
+}
+
 /// Cuts a container's interfaces off, and joins them again.
 #[derive(Debug)]
 pub struct Cut {
     pid: i32,
     interfaces: Vec<String>,
+    but: Passage,
     apply: Option<Primed>,
     /// New connections are held back.
     holding: bool,
@@ -129,17 +140,18 @@ pub struct Cut {
 
 impl Cut {
     /// Prepares to cut all interfaces but `lo` of the network namespace of
-    /// process `pid`. Touches nothing yet.
-    pub fn prime(pid: i32) -> Result<Self, NetworkError> {
+    /// process `pid`. `but`: what may pass all the same. Touches nothing yet.
+    pub fn prime(pid: i32, but: Passage) -> Result<Self, NetworkError> {
         let interfaces = interfaces(pid)?;
-        let mut cut = Self { pid, interfaces, apply: None, holding: false };
+        let mut cut = Self { pid, interfaces, but, apply: None, holding: false };
         cut.prime_again()?;
         Ok(cut)
     }
 
     /// A cut of which nobody knows whether it is in force: to be released.
     pub fn of_unknown_state(pid: i32) -> Self {
-        Self { pid, interfaces: Vec::new(), apply: None, holding: true }
+        let but = Passage::Nothing;
+        Self { pid, interfaces: Vec::new(), but, apply: None, holding: true }
     }
 
     /// Whether new connections are held back.
@@ -149,7 +161,7 @@ impl Cut {
 
     fn prime_again(&mut self) -> Result<(), NetworkError> {
         if !self.interfaces.is_empty() {
-            let rules = cut_rules(&self.interfaces);
+            let rules = cut_rules(&self.interfaces, self.but);
             let what = "cut the container off".to_owned();
             self.apply = Some(Primed::start(Some(self.pid), rules, what)?);
         }
@@ -179,7 +191,7 @@ impl Cut {
         if let Some(primed) = self.apply {
             primed.fire().await?;
         }
-        Ok(Applied { pid: self.pid, tables, interfaces: self.interfaces })
+        Ok(Applied { pid: self.pid, tables, but: self.but, interfaces: self.interfaces })
     }
 }
 
@@ -189,6 +201,7 @@ impl Cut {
 pub struct Applied {
     pid: i32,
     tables: bool,
+    but: Passage,
     interfaces: Vec<String>,
 }
 
@@ -200,8 +213,8 @@ impl Applied {
 
     /// Back to holding new connections only, in one step.
     pub async fn loosen(self) -> Result<Cut, NetworkError> {
-        let mut cut =
-            Cut { pid: self.pid, interfaces: self.interfaces, apply: None, holding: false };
+        let Self { pid, interfaces, but, .. } = self;
+        let mut cut = Cut { pid, interfaces, but, apply: None, holding: false };
         cut.hold_newcomers().await?;
         cut.prime_again()?;
         Ok(cut)
@@ -226,6 +239,8 @@ pub async fn join(pid: i32) -> Result<(), NetworkError> {
 /// retransmission timers, 200 ms and more.
 pub struct InFlight {
     taps: Vec<sys::net::Tap>,
+    /// The address of the first interface.
+    mac: Option<[u8; 6]>,
     /// Requests for connections that were held back before the cut.
     requests: Vec<sys::net::Frame>,
     /// Datagrams that the container has received and not read.
@@ -247,7 +262,9 @@ impl InFlight {
             pid,
             source,
         })?;
-        Ok(Self { taps, requests: Vec::new(), unread: Vec::new() })
+        let macs = sys::net::hardware_addresses(pid).unwrap_or_default();
+        let mac = macs.into_iter().find(|(name, _)| name != "lo").map(|(_, mac)| mac);
+        Ok(Self { taps, mac, requests: Vec::new(), unread: Vec::new() })
     }
 
     /// Forgets what has come so far: it reached the container.
@@ -265,10 +282,9 @@ impl InFlight {
     }
 
     /// Takes along the datagrams that wait in the sockets of `processes`, which
-    /// stand still: all of the container of process `pid`.
-    pub fn take_unread(&mut self, backlog: &backlog::Backlog, pid: i32, processes: &[i32]) {
-        let macs = sys::net::hardware_addresses(pid).unwrap_or_default();
-        let Some((_, mac)) = macs.into_iter().find(|(name, _)| name != "lo") else { return };
+    /// stand still: all of the container's.
+    pub fn take_unread(&mut self, backlog: &backlog::Backlog, processes: &[i32]) {
+        let Some(mac) = self.mac else { return };
         match datagrams::frames(backlog, processes, mac) {
             Ok(frames) => self.unread = frames,
             Err(error) => tracing::warn!("datagrams that nobody has read are lost: {error}"),
@@ -499,14 +515,21 @@ fn hold_rules(interfaces: &[String]) -> String {
     )
 }
 
-fn cut_rules(interfaces: &[String]) -> String {
+fn cut_rules(interfaces: &[String], but: Passage) -> String {
     let list = quoted(interfaces);
-    let chain = |hook: &str| {
+    let (neighbours, resets) = match but {
+        Passage::Nothing => ("", ""),
+        Passage::Resets => (
+            "meta protocol arp accept; icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept;",
+            "tcp flags & rst == rst accept;",
+        ),
+    };
+    let chain = |hook: &str, rules: &str| {
         format!(
-            "chain {hook} {{ type filter hook {hook} devices = {{ {list} }} priority -500; policy drop; }}"
+            "chain {hook} {{ type filter hook {hook} devices = {{ {list} }} priority -500; policy drop; {neighbours} {rules} }}"
         )
     };
-    format!("table netdev {CUT} {{\n{}\n{}\n}}\n", chain("ingress"), chain("egress"))
+    format!("table netdev {CUT} {{\n{}\n{}\n}}\n", chain("ingress", ""), chain("egress", resets))
 }
 
 /// What arrives is dropped. What leaves is turned into the loopback, which
@@ -567,7 +590,8 @@ mod tests {
 
     #[test]
     fn a_cut_is_one_table_with_both_directions() {
-        let rules = cut_rules(&["eth0".into()]);
+        let rules = cut_rules(&["eth0".into()], Passage::Nothing);
+        assert!(!rules.contains("accept"), "{rules}");
         assert!(rules.contains("hook ingress devices = { \"eth0\" }"), "{rules}");
         assert!(rules.contains("hook egress devices = { \"eth0\" }"), "{rules}");
     }

@@ -52,6 +52,9 @@ pub struct HostFacts {
     pub kernel: String,
     /// CPU features, as `/proc/cpuinfo` lists them.
     pub cpu: Vec<String>,
+    /// Whether its experimental features are on.
+    #[serde(default)]
+    pub docker_experimental: bool,
     /// 1 or 2: the cgroup generation of Docker's containers.
     pub cgroup: u8,
 }
@@ -76,6 +79,8 @@ pub struct CheckRequest {
     /// Addresses that are to move with it.
     #[serde(default)]
     pub wanted: Vec<Wanted>,
+    /// Containers it is linked with, by name.
+    pub links: Vec<String>,
     /// Memory it has now.
     pub memory: ByteSize,
     /// What its writable layer takes on disk.
@@ -106,8 +111,10 @@ pub struct StageRequest {
     pub ticket: Ticket,
     /// What Docker must create, as JSON: the source's inspection.
     pub container: String,
-    /// The container keeps addresses and open connections.
+    /// The container keeps its addresses.
     pub keep_addresses: bool,
+    /// It keeps its open TCP connections.
+    pub keep_connections: bool,
     /// Names of its stdio, for `runc restore`.
     pub descriptors: Vec<String>,
     /// Memory it has now.
@@ -116,6 +123,18 @@ pub struct StageRequest {
     pub mounts: Vec<Mount>,
     /// Its own file systems in memory.
     pub tmpfs: Vec<Tmpfs>,
+    /// The handover by which it came to the source: perhaps from here.
+    pub came_by: Option<Ticket>,
+}
+
+/// What the target says next that it holds of the container, by the names of
+/// contents: so many streams follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Its memory, as it was: one stream.
+    pub pages: bool,
+    /// So many trees of its files: a stream for each.
+    pub trees: u32,
 }
 
 /// Which pages of a task come lazily.
@@ -167,6 +186,8 @@ pub enum ToTarget {
     Image(ImageOrder),
     /// Prepare everything but the processes.
     Stage(Box<StageRequest>),
+    /// Create the container; Docker itself is to start it from a checkpoint.
+    Create(Box<StageRequest>),
     /// All batches of a round have been sent.
     RoundEnd {
         /// The round.
@@ -216,6 +237,8 @@ pub enum ToSource {
     Staged {
         /// Docker's ID of the container here.
         container: String,
+        /// What this host has of it already.
+        remembered: Remembered,
     },
     /// All pages of a round are in the store.
     RoundApplied {

@@ -34,6 +34,7 @@ pub mod apply;
 mod content;
 mod exact;
 pub mod manifest;
+mod memo;
 mod overlay;
 pub mod path;
 pub mod scan;
@@ -42,6 +43,7 @@ mod xattr;
 
 pub use apply::{Applied, Apply, ApplyError, ApplyOptions, Room};
 pub use manifest::Manifest;
+pub use memo::BadMemo;
 pub use path::{Exclude, RelPath};
 pub use scan::{Marks, Pace, RoundTotals, ScanError, Scanner, Sent, Tree, WriteLog};
 pub use wire::{Sink, WireError};

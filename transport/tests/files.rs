@@ -126,6 +126,96 @@ proptest! {
     }
 }
 
+/// A tree that went to another host, lived on there, and comes back to where
+/// it was left.
+fn there_and_back_case(there: &[Step], after: &[Step]) {
+    let (home, away) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    there.iter().for_each(|step| step.run(home.path()));
+    carry(&plain(home.path()), &Manifest::empty(), Pace::Frozen, away.path());
+    after.iter().for_each(|step| step.run(away.path()));
+    let memo = plain(home.path()).survey().unwrap().to_bytes();
+    let known = Manifest::from_bytes(&memo).unwrap();
+    let scanner = plain(away.path());
+    let sent = carry(&scanner, &known, Pace::Live, home.path());
+    assert_same(&snapshot(away.path()), &snapshot(home.path()));
+    carry(&scanner, &sent.manifest, Pace::Frozen, home.path());
+    assert_same(&snapshot(away.path()), &snapshot(home.path()));
+}
+
+/// The same for a writable layer, which comes back to a new one.
+fn layer_and_back_case(there: &[Step], after: &[Step]) {
+    let (left, away, new) = (Overlay::mount(), Overlay::mount(), Overlay::mount());
+    let scanner = |overlay: &Overlay| {
+        Scanner::open(&overlay.upper(), Tree::Upper(Marks::Trusted), Exclude::default()).unwrap()
+    };
+    there.iter().for_each(|step| step.run(&left.merged()));
+    carry(&scanner(&left), &Manifest::empty(), Pace::Frozen, &away.merged());
+    after.iter().for_each(|step| step.run(&away.merged()));
+    let mut apply = Apply::open(&new.merged(), options()).unwrap();
+    let mut sink = |frame: Bytes| apply.frame(&frame).map_err(std::io::Error::other);
+    let memo = scanner(&left).copy_to(&mut sink).unwrap().to_bytes();
+    apply.finish().unwrap();
+    assert_same(&snapshot(&left.merged()), &snapshot(&new.merged()));
+    let known = Manifest::from_bytes(&memo).unwrap();
+    carry(&scanner(&away), &known, Pace::Live, &new.merged());
+    assert_same(&snapshot(&away.merged()), &snapshot(&new.merged()));
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    #[test]
+    #[cfg_attr(not(blip_root), ignore = "needs root")]
+    fn what_is_left_behind_becomes_what_comes_back(
+        there in steps(true, 1..25),
+        after in steps(true, 0..12),
+    ) {
+        there_and_back_case(&there, &after);
+    }
+
+    #[test]
+    #[cfg_attr(not(blip_root), ignore = "needs root")]
+    fn and_so_does_a_writable_layer(there in steps(true, 1..25), after in steps(true, 0..12)) {
+        layer_and_back_case(&there, &after);
+    }
+
+    #[test]
+    fn a_damaged_list_of_files_is_refused_or_harmless(
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        at in 0usize..400,
+        to in any::<u8>(),
+    ) {
+        let _ = Manifest::from_bytes(&bytes);
+        let tree = tempfile::tempdir().unwrap();
+        fs::create_dir(tree.path().join("d")).unwrap();
+        fs::write(tree.path().join("d/f"), b"text").unwrap();
+        fs::hard_link(tree.path().join("d/f"), tree.path().join("g")).unwrap();
+        let mut memo = plain(tree.path()).survey().unwrap().to_bytes();
+        let at = at % memo.len();
+        memo[at] = to;
+        let _ = Manifest::from_bytes(&memo);
+    }
+}
+
+#[test]
+fn of_a_tree_that_comes_back_only_the_difference_travels() {
+    let (home, away) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for file in 0..50 {
+        fs::write(home.path().join(format!("{file}")), [file; 5000]).unwrap();
+    }
+    fs::write(home.path().join("large"), vec![7; 40 * 65_536]).unwrap();
+    fs::hard_link(home.path().join("large"), home.path().join("linked")).unwrap();
+    carry(&plain(home.path()), &Manifest::empty(), Pace::Frozen, away.path());
+    let open = fs::OpenOptions::new().write(true).open(away.path().join("large")).unwrap();
+    open.write_all_at(b"other", 3 * 65_536 + 9).unwrap();
+    fs::write(away.path().join("7"), b"seven").unwrap();
+    fs::remove_file(away.path().join("8")).unwrap();
+    let known = Manifest::from_bytes(&plain(home.path()).survey().unwrap().to_bytes()).unwrap();
+    let sent = carry(&plain(away.path()), &known, Pace::Live, home.path());
+    assert_eq!((sent.totals.content_bytes, sent.totals.removed), (65_536 + 5, 1));
+    assert_same(&snapshot(away.path()), &snapshot(home.path()));
+}
+
 #[test]
 fn what_did_not_change_is_not_sent_again() {
     let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -151,6 +241,36 @@ fn what_did_not_change_is_not_sent_again() {
     let third = carry(&scanner, &first.manifest, Pace::Frozen, target.path());
     assert_eq!((third.totals.content_bytes, third.totals.removed), (5, 1));
     assert_eq!(third.totals.changed, 2, "the file and its directory");
+    assert_same(&snapshot(source.path()), &snapshot(target.path()));
+}
+
+#[test]
+fn a_look_at_names_finds_what_came_and_tells_what_it_cannot_know() {
+    let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let at = |name: &str| source.path().join(name);
+    for dir in ["a", "a/b", "c"] {
+        fs::create_dir(at(dir)).unwrap();
+        fs::write(at(dir).join("file"), dir).unwrap();
+    }
+    let open = fs::OpenOptions::new().write(true).open(at("c/file")).unwrap();
+    let scanner = plain(source.path());
+    settle();
+    let known = carry(&scanner, &Manifest::empty(), Pace::Live, target.path()).manifest;
+    let known = carry(&scanner, &known, Pace::Frozen, target.path()).manifest;
+    let same = carry(&scanner, &known, Pace::Names, target.path());
+    assert_eq!((same.totals.scanned, same.totals.changed), (3, 0), "directories only");
+    // What nobody does meanwhile is not looked for.
+    open.write_all_at(b"!", 0).unwrap();
+    fs::write(at("a/b/new"), b"new").unwrap();
+    let sent = carry(&scanner, &known, Pace::Names, target.path());
+    assert_eq!((sent.totals.scanned, sent.totals.loose), (5, 0));
+    assert_eq!(fs::read(target.path().join("a/b/new")).unwrap(), b"new");
+    assert_eq!(fs::read(target.path().join("c/file")).unwrap(), b"c");
+    // Another name of a file that is elsewhere.
+    fs::hard_link(at("c/file"), at("a/again")).unwrap();
+    let sent = carry(&scanner, &sent.manifest, Pace::Names, target.path());
+    assert_eq!(sent.totals.loose, 1);
+    carry(&scanner, &sent.manifest, Pace::Frozen, target.path());
     assert_same(&snapshot(source.path()), &snapshot(target.path()));
 }
 

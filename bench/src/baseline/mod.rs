@@ -10,9 +10,12 @@
 //! **Invariant**: a peer that cannot do a scenario says why; a peer that failed
 //! is a failed run with its own words, never a missing row.
 
+mod absent;
 mod berth;
 mod criu;
 mod docker;
+mod incus;
+mod podman;
 mod runc;
 
 use std::net::SocketAddr;
@@ -33,11 +36,17 @@ pub trait Baseline {
     /// The programs at work and their versions.
     fn version(&self, rig: &Rig) -> String;
 
-    /// Whether it can move this load at all.
+    /// Whether its programs are among those that hosts have only in a lab with
+    /// [`peers`](crate::lab::LabSpec::peers).
+    fn is_extra(&self) -> bool {
+        false
+    }
+
+    /// Whether it can move this load on these hosts at all.
     ///
     /// # Errors
     /// Why not, in a sentence.
-    fn can(&self, load: &Load) -> Result<(), String>;
+    fn can(&self, rig: &Rig, load: &Load) -> Result<(), String>;
 
     /// Starts the load on host `a` and prepares host `b`. What an earlier run
     /// left behind is removed first.
@@ -61,10 +70,15 @@ pub trait Baseline {
 pub fn all() -> Vec<Box<dyn Baseline>> {
     vec![
         Box::new(docker::Checkpoint),
+        Box::new(podman::Podman::plain()),
+        Box::new(podman::Podman::pre_checkpoint()),
         Box::new(runc::CheckpointRestore),
         Box::new(criu::Criu::images()),
         Box::new(criu::Criu::page_server()),
         Box::new(criu::Criu::lazy_pages()),
+        Box::new(criu::Criu::pre_dump()),
+        Box::new(absent::Dmtcp),
+        Box::new(incus::Move::default()),
     ]
 }
 
@@ -73,9 +87,28 @@ pub fn named(name: &str) -> Option<Box<dyn Baseline>> {
     all().into_iter().find(|peer| peer.name() == name)
 }
 
+/// What programs say of their versions, in a line.
+fn versions(rig: &Rig, ask: &str) -> String {
+    let said = rig.host("a").and_then(|a| berth::shell(a, ask));
+    in_a_line(&said.unwrap_or_default())
+}
+
+/// The words of a text in one line, without the label that CRIU sets before
+/// its number.
+fn in_a_line(said: &str) -> String {
+    let lines = said.lines().map(|l| l.trim().replace("Version: ", "CRIU "));
+    lines.filter(|l| !l.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_are_told_in_a_line() {
+        let said = "podman version 5.4.2\nrunc version 1.1.15\nVersion: 4.2.1\n\n";
+        assert_eq!(in_a_line(said), "podman version 5.4.2, runc version 1.1.15, CRIU 4.2.1");
+    }
 
     #[test]
     fn every_peer_is_found_by_its_name_and_says_what_it_is() {

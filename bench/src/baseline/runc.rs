@@ -29,12 +29,10 @@ impl Baseline for CheckpointRestore {
     }
 
     fn version(&self, rig: &Rig) -> String {
-        let said =
-            rig.host("a").and_then(|a| shell(a, "runc --version | head -n 1; criu --version"));
-        said.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+        super::versions(rig, "runc --version | head -n 1; criu --version | head -n 1")
     }
 
-    fn can(&self, _: &Load) -> Result<(), String> {
+    fn can(&self, _: &Rig, _: &Load) -> Result<(), String> {
         Ok(())
     }
 

@@ -32,6 +32,9 @@ pub(super) enum LabCommand {
         /// Debian suite of the hosts: forky has Docker 28.5, trixie 26.1
         #[arg(long, default_value = "forky")]
         suite: Suite,
+        /// Also install what blip is compared with: Podman, Incus
+        #[arg(long)]
+        peers: bool,
         /// Package mirror; by default that of this machine's apt
         #[arg(long, value_name = "URI")]
         mirror: Option<String>,
@@ -87,9 +90,9 @@ impl InitCommand {
 impl LabCommand {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Up { name, hosts, cgroup, suite, mirror } => {
+            Self::Up { name, hosts, cgroup, suite, peers, mirror } => {
                 let name = name.name;
-                up(&LabSpec { name, hosts, cgroup, suite, mirror, ..LabSpec::default() })
+                up(&LabSpec { name, hosts, cgroup, suite, peers, mirror, ..LabSpec::default() })
             }
             Self::Status { name, json } => status(name.as_deref(), json),
             Self::Exec { name, host, command } => exec(&name.name, &host, &command),

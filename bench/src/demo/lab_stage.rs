@@ -63,7 +63,8 @@ impl Stage for LabStage {
     }
 
     fn migrate(&mut self, line: &mut dyn FnMut(&str)) -> Result<()> {
-        let order = Order { container: CONTAINER, from: "a", to: "b", flags: &[], limit: None };
+        let order =
+            Order { container: CONTAINER, via: None, from: "a", to: "b", flags: &[], limit: None };
         let mut reported = false;
         let ended = self.rig.migrate(&order, &mut |text| {
             // A report that cannot be read is the script's to complain about.

@@ -23,6 +23,11 @@ impl Client {
         Self { net: paths.net(network::CLIENT_NAME), address }
     }
 
+    pub(super) fn switch(paths: &Paths, slot: u8) -> Self {
+        let address = network::address(slot, network::GATEWAY);
+        Self { net: paths.net(network::SWITCH), address }
+    }
+
     /// Its address on the lab's subnet.
     pub fn address(&self) -> Ipv4Addr {
         self.address

@@ -21,6 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Seconds to wait instead, where that is too short: on an emulated machine.
 const PATIENCE_VARIABLE: &str = "BLIP_LAB_PATIENCE";
 
+/// How long a program of a host may take to answer after its start.
+pub(super) fn patience() -> Duration {
+    let patience = std::env::var(PATIENCE_VARIABLE).ok().and_then(|n| n.parse().ok());
+    patience.map_or(PATIENCE, Duration::from_secs)
+}
+
 /// Joins the cgroups named before `--`, then becomes the command after it.
 const JOIN: &str = r#"while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; done
 shift; exec "$@""#;
@@ -44,8 +50,8 @@ pub(super) struct Plan<'a> {
     pub(super) spec: &'a LabSpec,
     /// The program that is the hosts' init.
     pub(super) program: &'a Path,
-    /// The folder with the root file system.
-    pub(super) base: &'a Path,
+    /// Folders that make up the root file system, the uppermost first.
+    pub(super) layers: &'a [PathBuf],
     /// The archive of images.
     pub(super) images: &'a Path,
 }
@@ -68,7 +74,7 @@ pub(super) fn start(plan: &Plan<'_>, index: usize, names: &[String]) -> Result<H
         mode: plan.spec.cgroup,
         v1: cgroups.v1.clone(),
         net: plan.paths.net(name),
-        base: plan.base.join("rootfs"),
+        layers: plan.layers.to_vec(),
         dir: dir.clone(),
     };
     let log = dir.join("init.log");
@@ -212,8 +218,7 @@ impl Host {
     }
 
     fn wait_for_docker(&self, log: &Path) -> Result<()> {
-        let patience = std::env::var(PATIENCE_VARIABLE).ok().and_then(|n| n.parse().ok());
-        let patience = patience.map_or(PATIENCE, Duration::from_secs);
+        let patience = patience();
         let deadline = Instant::now() + patience;
         while !answers(&self.docker_socket()) {
             if !self.is_alive() {

@@ -41,8 +41,9 @@ pub(super) struct InitSpec {
     pub(super) v1: Vec<V1Mount>,
     /// The mount of its network namespace.
     pub(super) net: PathBuf,
-    /// The built root file system, never written.
-    pub(super) base: PathBuf,
+    /// The built root file system, never written: its layers, the uppermost
+    /// first.
+    pub(super) layers: Vec<PathBuf>,
     /// The host's own folder: upper, work, docker, containerd, root.
     pub(super) dir: PathBuf,
 }
@@ -137,13 +138,9 @@ fn lay_out(init: &InitSpec) -> Result<PathBuf> {
     for dir in [&upper, &work] {
         folder(dir)?;
     }
-    let layers = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        init.base.display(),
-        upper.display(),
-        work.display()
-    );
-    put("overlay", &root, none, &layers)?;
+    let layers: Vec<String> = init.layers.iter().map(|l| l.display().to_string()).collect();
+    let (upper, work, layers) = (upper.display(), work.display(), layers.join(":"));
+    put("overlay", &root, none, &format!("lowerdir={layers},upperdir={upper},workdir={work}"))?;
     // An overlay cannot be the writable part of Docker's own overlays.
     for dir in ["docker", "containerd"] {
         bind(&init.dir.join(dir), &root.join("var/lib").join(dir))?;
@@ -244,7 +241,7 @@ fn switch_root(root: &Path) -> Result<()> {
 /// Starts containerd, waits for its socket, then starts dockerd.
 fn start_docker() -> Result<Vec<(&'static str, Child)>> {
     let mut containerd = daemon("containerd", &[])?;
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + super::host::patience();
     while UnixStream::connect(CONTAINERD).is_err() {
         let ended = containerd.try_wait().on("waiting for", CONTAINERD)?;
         if ended.is_some() || Instant::now() > deadline {

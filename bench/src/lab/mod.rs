@@ -23,6 +23,7 @@ mod capture;
 mod cgroup;
 mod client;
 mod error;
+mod extra;
 mod host;
 mod image;
 mod init;
@@ -39,6 +40,7 @@ pub use client::Client;
 pub use error::LabError;
 pub(crate) use error::on;
 pub use host::Host;
+pub use image::{Application, MEMCACHED, NGINX, POSTGRESQL};
 pub use init::{enter as enter_host, serve as serve_host};
 pub use machine::install;
 pub use rootfs::Suite;
@@ -67,6 +69,8 @@ pub struct LabSpec {
     pub cgroup: CgroupMode,
     /// Which Debian the hosts run.
     pub suite: Suite,
+    /// Whether the hosts also have the programs that blip is compared with.
+    pub peers: bool,
     /// Package mirror; by default the one the machine's own apt uses.
     pub mirror: Option<String>,
     /// The `blip-bench` program, which is also the hosts' init. By default it
@@ -83,6 +87,7 @@ impl Default for LabSpec {
             hosts: 2,
             cgroup: CgroupMode::V2,
             suite: Suite::Forky,
+            peers: false,
             mirror: None,
             program: None,
             progress: |line| {
@@ -184,6 +189,11 @@ impl Lab {
         self.fresh
     }
 
+    /// Which Debian the hosts run.
+    pub fn suite(&self) -> Suite {
+        self.state.suite
+    }
+
     /// The lab's subnet, as `10.90.SLOT.0/24`.
     pub fn subnet(&self) -> String {
         network::subnet(self.state.slot)
@@ -216,6 +226,12 @@ impl Lab {
         Client::new(&Paths::new(&self.state.name), self.state.slot)
     }
 
+    /// The namespace of the bridge that joins hosts and client; what stands
+    /// there is between them all.
+    pub fn switch(&self) -> Client {
+        Client::switch(&Paths::new(&self.state.name), self.state.slot)
+    }
+
     /// What `lab status` tells of it.
     pub fn status(&self) -> Status {
         Status::from_state(&self.state)
@@ -234,6 +250,33 @@ impl Lab {
         let loaded = self.hosts().iter().try_for_each(|host| host.load(&archive));
         let _ = std::fs::remove_dir_all(&work);
         loaded
+    }
+
+    /// Gives every host the image of an application, with the same ID on each.
+    /// It is made, once, from the packages of `mirror`, by default those of the
+    /// machine's own; that takes half a minute.
+    ///
+    /// # Errors
+    /// If it cannot be made, or Docker does not take it.
+    pub fn add_application(&self, application: &Application, mirror: Option<&str>) -> Result<()> {
+        let spec = LabSpec { mirror: mirror.map(str::to_owned), ..LabSpec::default() };
+        let (home, suite) = (rootfs::home(self.state.suite), self.state.suite);
+        let mirror = || rootfs::mirror(&spec);
+        let archive = image::ensure_application(&home, application, suite, mirror)?;
+        self.hosts().iter().try_for_each(|host| host.load(&archive))
+    }
+
+    /// A program of an application that was [added](Self::add_application), run
+    /// in the client's network. Its files are those of the image.
+    pub fn client_program(
+        &self,
+        application: &Application,
+        argv: &[&str],
+    ) -> std::process::Command {
+        let root = image::application_root(&rootfs::home(self.state.suite), application);
+        let mut words: Vec<&std::ffi::OsStr> = vec!["chroot".as_ref(), root.as_ref()];
+        words.extend(argv.iter().map(std::ffi::OsStr::new));
+        self.client().command(&words)
     }
 
     /// Limits what flows to and from `host` to `rate` each way, by a token
@@ -257,12 +300,17 @@ fn make(spec: &LabSpec, paths: &Paths) -> Result<State> {
     machine::check_kernel(spec.cgroup, paths)?;
     let base = rootfs::ensure(spec)?;
     let images = image::ensure(&base, spec.progress)?;
+    let mut layers = vec![base.join("rootfs")];
+    if spec.peers {
+        layers.insert(0, extra::ensure(spec, &base)?);
+    }
 
     paths.create()?;
     let slot = paths.claim_slot()?;
     let names: Vec<String> = ('a'..='z').take(spec.hosts).map(String::from).collect();
     network::create(paths, slot, &names)?;
-    let plan = host::Plan { paths, slot, spec, program: &program, base: &base, images: &images };
+    let plan =
+        host::Plan { paths, slot, spec, program: &program, layers: &layers, images: &images };
     (spec.progress)(&format!("starting {} hosts of {}", names.len(), spec.suite));
     let hosts = std::thread::scope(|scope| {
         let starting: Vec<_> = (0..names.len())

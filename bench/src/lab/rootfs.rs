@@ -141,7 +141,7 @@ pub(super) fn purge() -> Result<()> {
     // Only what is ours: the folder may be one the user named.
     for entry in entries {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = ["forky-", "trixie-", "vm-"];
+        let ours = ["forky-", "trixie-", "vm-", super::extra::PREFIX];
         if name == BUILDING || ours.iter().any(|prefix| name.starts_with(*prefix)) {
             clear(&entry.path())?;
         }
@@ -158,18 +158,28 @@ fn clear(dir: &Path) -> Result<()> {
     }
 }
 
-fn build(suite: Suite, mirror: &str, root: &Path) -> Result<()> {
-    let parent = root.parent().unwrap_or(root);
-    fs::create_dir_all(parent).on("making", parent)?;
-    let mut packages = PACKAGES.join(",");
+/// A command that builds a root of a variant of Debian's.
+pub(super) fn mmdebstrap(variant: &str) -> std::process::Command {
     let mut command = run::leashed("mmdebstrap");
-    command.args(["--mode=root", "--variant=minbase", "--format=directory", "--components=main"]);
+    command.args(["--mode=root", "--format=directory", "--components=main"]);
+    command.arg(format!("--variant={variant}"));
     // A snapshot of a suite that is still in the making may be past its date.
     command.arg("--aptopt=Acquire::Check-Valid-Until \"false\"");
     command.arg("--aptopt=Apt::Install-Recommends \"false\"");
     for kind in ["doc", "man", "locale", "info"] {
         command.arg(format!("--dpkgopt=path-exclude=/usr/share/{kind}/*"));
     }
+    if Path::new(KEYRING).exists() {
+        command.arg(format!("--keyring={KEYRING}"));
+    }
+    command
+}
+
+fn build(suite: Suite, mirror: &str, root: &Path) -> Result<()> {
+    let parent = root.parent().unwrap_or(root);
+    fs::create_dir_all(parent).on("making", parent)?;
+    let mut packages = PACKAGES.join(",");
+    let mut command = mmdebstrap("minbase");
     let mut sources = format!("deb {mirror} {suite} main\n");
     match suite {
         Suite::Forky => packages += ",criu",
@@ -187,9 +197,6 @@ fn build(suite: Suite, mirror: &str, root: &Path) -> Result<()> {
         }
     }
     command.arg(format!("--include={packages}"));
-    if Path::new(KEYRING).exists() {
-        command.arg(format!("--keyring={KEYRING}"));
-    }
     command.arg(suite.to_string()).arg(root).arg("-");
     let doing = format!("building the root of {suite} from {mirror}");
     run::run_with(&doing, &mut command, sources.as_bytes()).map(|_| ())

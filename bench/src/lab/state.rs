@@ -13,12 +13,15 @@ pub(super) struct State {
     pub(super) slot: u8,
     pub(super) cgroup: CgroupMode,
     pub(super) suite: Suite,
+    #[serde(default)]
+    pub(super) peers: bool,
     pub(super) hosts: Vec<Host>,
 }
 
 impl State {
     pub(super) fn new(spec: &LabSpec, slot: u8, hosts: Vec<Host>) -> Self {
-        Self { name: spec.name.clone(), slot, cgroup: spec.cgroup, suite: spec.suite, hosts }
+        let (name, cgroup, suite) = (spec.name.clone(), spec.cgroup, spec.suite);
+        Self { name, slot, cgroup, suite, peers: spec.peers, hosts }
     }
 
     /// The record of a lab, if it ever became ready. A record that cannot be
@@ -46,12 +49,14 @@ impl State {
 
     /// Refuses a lab that is not what was asked for.
     pub(super) fn same_shape(&self, spec: &LabSpec) -> Result<()> {
-        let shape = |hosts: usize, suite: Suite, cgroup: CgroupMode| {
-            format!("{hosts} hosts of {suite} on cgroup {cgroup}")
+        let shape = |hosts: usize, suite: Suite, cgroup: CgroupMode, peers: bool| {
+            let peers = if peers { " with peers" } else { "" };
+            format!("{hosts} hosts of {suite}{peers} on cgroup {cgroup}")
         };
-        let is = shape(self.hosts.len(), self.suite, self.cgroup);
-        let wanted = shape(spec.hosts, spec.suite, spec.cgroup);
-        if is == wanted {
+        let is = shape(self.hosts.len(), self.suite, self.cgroup, self.peers);
+        let wanted = shape(spec.hosts, spec.suite, spec.cgroup, spec.peers);
+        // A host that has more than it needs will do.
+        if is == wanted || is == shape(spec.hosts, spec.suite, spec.cgroup, true) {
             return Ok(());
         }
         Err(LabError::Different { name: self.name.clone(), is, wanted })

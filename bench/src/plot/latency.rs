@@ -101,24 +101,30 @@ fn draw_panel(
     let shown: Vec<_> = panel.steps.iter().filter(|s| (from..=to).contains(&s.at_ms)).collect();
     // No more than a bar a pixel: of those that share one, the longest.
     let pixel = |step: &Step| x.at(step.at_ms).floor();
-    for bars in shown.chunk_by(|a, b| pixel(a) == pixel(b)) {
-        let longest = bars.iter().map(|s| s.max_ms).fold(0.0, f64::max);
-        let at = pixel(bars[0]);
-        svg.line((at, below), (at, y.at(longest)), colour, 1.0);
-    }
+    let columns: Vec<_> = shown
+        .chunk_by(|a, b| pixel(a) == pixel(b))
+        .map(|steps| {
+            let longest = steps.iter().map(|s| s.max_ms).fold(0.0, f64::max);
+            (pixel(steps[0]) as i32, y.at(longest).round() as i32)
+        })
+        .collect();
+    svg.columns(&columns, below, colour);
     // A line for the 99th percentile where it would not be a black band;
     // broken where nothing was answered.
     if to - from < LINE_UP_TO_MS {
         for run in shown.chunk_by(|a, b| b.at_ms - a.at_ms < 25.0) {
-            let points: Vec<_> = run.iter().map(|s| (x.at(s.at_ms), y.at(s.p99_ms))).collect();
-            svg.path(&points, INK, 0.8);
+            let points: Vec<_> =
+                run.iter().map(|s| (x.at(s.at_ms), y.at(s.p99_ms).round())).collect();
+            svg.path(&corners(&points), INK, 0.8);
         }
     }
     if let Some((begin, end)) = panel.gap {
         let (begin, end) = (x.at(begin), x.at(end));
         svg.line((begin, below - 3.0), (end, below - 3.0), INK, 3.0);
         let font = Font { size: SMALL, bold: true, halo: true, ..Font::default() };
-        let (at, anchor) = if end + 90.0 < RIGHT {
+        let (at, anchor) = if end - begin > 90.0 {
+            ((begin + end) / 2.0, Anchor::Middle)
+        } else if end + 90.0 < RIGHT {
             (end + 6.0, Anchor::Start)
         } else {
             (begin - 6.0, Anchor::End)
@@ -127,6 +133,16 @@ fn draw_panel(
     }
     svg.line((x.at(0.0), above), (x.at(0.0), below), FAINT, 1.0);
     svg.line((LEFT, below), (RIGHT, below), FAINT, 1.0);
+}
+
+/// The points without those between two of the same height.
+fn corners(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let is_corner = |n: usize| {
+        let beside = |m: Option<usize>| m.and_then(|m| points.get(m)).map(|p| p.1);
+        let own = Some(points[n].1);
+        beside(n.checked_sub(1)) != own || beside(Some(n + 1)) != own
+    };
+    (0..points.len()).filter(|n| is_corner(*n)).map(|n| points[n]).collect()
 }
 
 #[cfg(test)]
@@ -144,7 +160,12 @@ mod tests {
             parts: vec![("downtime".to_owned(), 310.0, 420.0)],
         };
         let svg = draw("Latency", "", &[panel]).expect("a picture");
-        assert_eq!(svg.matches(&format!("stroke=\"{}\"", arm_colour("hybrid"))).count(), 2);
+        // Two steps of four are near, and neither beside the other.
+        let columns = svg.lines().find(|l| l.contains("M") && l.contains("V")).expect("columns");
+        assert_eq!(columns.matches('M').count(), 2, "{columns}");
+        assert!(columns.contains(arm_colour("hybrid")));
+        let flat = [(0.0, 5.0), (1.0, 5.0), (2.0, 5.0), (3.0, 1.0)];
+        assert_eq!(corners(&flat), [flat[0], flat[2], flat[3]]);
         assert!(svg.contains("no answer") && svg.contains("gap 120 ms"));
         assert!(draw("Latency", "", &[]).is_none());
     }

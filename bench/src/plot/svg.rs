@@ -96,6 +96,22 @@ impl Svg {
         ));
     }
 
+    /// Columns that stand on `below`, one for each whole x, as one shape;
+    /// neighbours of the same height become one, so that calm stretches cost
+    /// nothing.
+    pub fn columns(&mut self, columns: &[(i32, i32)], below: f64, fill: &str) {
+        let mut d = String::new();
+        let mut rest = columns;
+        while let Some(&(x, y)) = rest.first() {
+            let same = rest.iter().zip(x..).take_while(|((at, top), n)| at == n && *top == y);
+            let width = same.count();
+            // Writing to a string cannot fail.
+            let _ = write!(d, "M{x} {below:.0}V{y}h{width}V{below:.0}");
+            rest = &rest[width..];
+        }
+        self.put(format_args!(r#"<path d="{d}" fill="{fill}"/>"#));
+    }
+
     /// An area within points.
     pub fn area(&mut self, points: &[(f64, f64)], fill: &str, opacity: f64) {
         let d = path_of(points);

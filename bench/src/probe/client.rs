@@ -2,33 +2,28 @@
 //!
 //! Write number *n* is due at *n* ÷ rate, whatever the server does. The thread
 //! sleeps in `ppoll` until the next write is due or an answer is there, so
-//! sending never waits for answers and answers never wait for sending. Commands
-//! and answers are encoded and parsed by the `redis` crate; only the socket is
-//! our own, because its clients would hide when a connection was lost and with
-//! which writes in flight.
+//! sending never waits for answers and answers never wait for sending.
 
-use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, ppoll};
-use redis::Value;
 
+use super::dialect::{self, Answer};
 use super::ledger::Ledger;
+use super::link::{Asked, CHUNK, InFlight, Link, Stamped};
 use super::record::{Record, Recorded};
 use super::report::Connection;
 use super::{Shared, Spec, lock};
-use crate::workload::redis::Redis;
 
 /// The longest sleep: how late a stop or a new target may be noticed.
 const NAP: Duration = Duration::from_millis(5);
 
-/// At most this much is encoded ahead of the socket.
-const CHUNK: usize = 64 << 10;
+/// How long the first answers may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many connections are kept in the report.
 const KEPT_CONNECTIONS: usize = 64;
@@ -70,7 +65,9 @@ pub(super) fn run(
 struct Client<'a> {
     spec: &'a Spec,
     shared: &'a Shared,
-    commands: Vec<Vec<u8>>,
+    /// Of each counter, and of each thing to be read.
+    counts: Vec<Vec<u8>>,
+    reads: Vec<Vec<u8>>,
     origin: Instant,
     targets: Vec<SocketAddr>,
     targets_edition: u64,
@@ -88,53 +85,18 @@ struct Client<'a> {
     connections: Vec<Connection>,
 }
 
-/// An open connection.
-struct Link {
-    stream: TcpStream,
-    parser: redis::Parser,
-    out: Vec<u8>,
-    written: usize,
-    in_flight: VecDeque<InFlight>,
-}
-
-/// A write that was sent and not yet answered.
-struct InFlight {
-    counter: u32,
-    scheduled_us: u64,
-    sent_us: u64,
-}
-
-/// Reads from the socket and remembers when it last gave bytes.
-struct Stamped<'a> {
-    stream: &'a TcpStream,
-    origin: Instant,
-    read_us: u64,
-}
-
-impl Read for Stamped<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let answer = self.stream.read(into);
-            self.read_us = self.origin.elapsed().as_micros() as u64;
-            match answer {
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                other => return other,
-            }
-        }
-    }
-}
-
 impl<'a> Client<'a> {
     fn open(spec: &'a Spec, shared: &'a Shared) -> Result<Self, String> {
-        let redis = Redis { addr: spec.targets[0], timeout: Duration::from_secs(5) };
-        let keys = spec.keys();
-        let values = redis.counters(&keys).map_err(|e| e.to_string())?;
-        let encode = |key: &String| redis::cmd("INCR").arg(key).get_packed_command();
+        let (addr, keys) = (spec.targets[0], spec.keys());
+        let dialect = spec.dialect.as_ref();
+        let values = dialect::counters(dialect, addr, &keys, PATIENCE)?;
+        let reads = spec.content.iter().flat_map(|c| &c.keys);
         let now = Instant::now();
         let mut client = Client {
             spec,
             shared,
-            commands: keys.iter().map(encode).collect(),
+            counts: keys.iter().map(|key| dialect.count(key)).collect(),
+            reads: reads.map(|key| dialect.read(key)).collect(),
             origin: now,
             targets: spec.targets.clone(),
             targets_edition: 0,
@@ -149,9 +111,9 @@ impl<'a> Client<'a> {
             reconnects: 0,
             connections: Vec::new(),
         };
-        let link = Link::open(redis.addr, redis.timeout).map_err(|e| e.to_string())?;
+        let link = Link::open(dialect, addr, PATIENCE).map_err(|e| e.to_string())?;
         client.origin = Instant::now();
-        client.opened(redis.addr, link);
+        client.opened(addr, link);
         Ok(client)
     }
 
@@ -211,7 +173,7 @@ impl<'a> Client<'a> {
             return;
         }
         let to = self.targets[self.next_target % self.targets.len()];
-        match Link::open(to, self.spec.connect_timeout) {
+        match Link::open(self.spec.dialect.as_ref(), to, self.spec.connect_timeout) {
             Ok(link) => self.opened(to, link),
             Err(_) => {
                 self.next_target += 1;
@@ -238,9 +200,7 @@ impl<'a> Client<'a> {
         if !link.in_flight.is_empty() {
             self.gave_up_us = self.now_us();
         }
-        for write in link.in_flight {
-            self.ledger.unanswered(write.counter);
-        }
+        link.in_flight.iter().for_each(|request| self.unanswered(request.asked));
         self.reconnects += 1;
         self.next_target += 1;
         self.next_attempt = Instant::now();
@@ -257,10 +217,13 @@ impl<'a> Client<'a> {
             let now = self.now_us();
             let Some(link) = &mut self.link else { return };
             while link.out.len() < CHUNK && self.sent < self.due {
-                let counter = (self.sent % u64::from(self.spec.counters)) as u32;
-                link.out.extend(&self.commands[counter as usize]);
+                let asked = self.spec.asked(self.sent);
+                link.out.extend(match asked {
+                    Asked::Count(counter) => &self.counts[counter as usize],
+                    Asked::Read(key) => &self.reads[key as usize],
+                });
                 link.in_flight.push_back(InFlight {
-                    counter,
+                    asked,
                     scheduled_us: due_at(self.sent, self.spec.rate),
                     sent_us: now,
                 });
@@ -292,25 +255,32 @@ impl<'a> Client<'a> {
         let Some(link) = &mut self.link else { return };
         let mut stamped = Stamped { stream: &link.stream, origin: self.origin, read_us: 0 };
         let gone = loop {
-            let answer = match link.parser.parse_value(&mut stamped) {
-                Ok(answer) => answer,
-                Err(e) if e.is_timeout() => break None,
-                Err(e) => break Some(e.to_string()),
+            let answer = match link.parser.next(&mut stamped) {
+                Ok(Some(answer)) => answer,
+                Ok(None) => break None,
+                Err(why) => break Some(why),
             };
-            let Some(write) = link.in_flight.pop_front() else {
+            let Some(request) = link.in_flight.pop_front() else {
                 break Some("an answer nobody asked for".to_owned());
             };
-            match answer {
-                Value::Int(value) => {
-                    let value = u64::try_from(value).unwrap_or_default();
-                    self.ledger.acknowledged(write.counter, value);
-                    self.record.acknowledged(write.scheduled_us, stamped.read_us);
+            let answered = (request.scheduled_us, stamped.read_us);
+            match (request.asked, answer) {
+                (_, Answer::Refused(_)) => self.ledger.refused(),
+                (Asked::Count(counter), answer) => match answer.number() {
+                    Some(value) => {
+                        self.ledger.acknowledged(counter, value);
+                        self.record.acknowledged(answered.0, answered.1);
+                    }
+                    None => break Some(format!("an answer that is no number: {answer:?}")),
+                },
+                (Asked::Read(key), answer) => {
+                    let is_right = self.spec.content.as_ref().is_some_and(|c| c.is(key, &answer));
+                    self.ledger.read(key, is_right);
+                    self.record.acknowledged(answered.0, answered.1);
                 }
-                Value::ServerError(_) => self.ledger.refused(),
-                other => break Some(format!("an answer that is no number: {other:?}")),
             }
         };
-        let (now, acked) = (self.now_us(), self.ledger.acked());
+        let (now, acked) = (self.now_us(), self.ledger.acked() + self.ledger.reads());
         self.shared.acked.store(acked, Ordering::Relaxed);
         let oldest = self.link.as_ref().and_then(|l| l.in_flight.front());
         let silent = oldest.is_some_and(|w| now > w.sent_us + micros(self.spec.silence));
@@ -321,11 +291,18 @@ impl<'a> Client<'a> {
         }
     }
 
+    fn unanswered(&mut self, asked: Asked) {
+        match asked {
+            Asked::Count(counter) => self.ledger.unanswered(counter),
+            Asked::Read(_) => self.ledger.unread(),
+        }
+    }
+
     fn finish(mut self, ended_us: u64) -> Finished {
         // Whoever still waits for an answer has waited until now.
         let waited_us = if self.settled() { self.gave_up_us } else { self.now_us() };
-        for write in self.link.take().into_iter().flat_map(|l| l.in_flight) {
-            self.ledger.unanswered(write.counter);
+        for request in self.link.take().into_iter().flat_map(|l| l.in_flight) {
+            self.unanswered(request.asked);
         }
         Finished {
             ledger: self.ledger,
@@ -339,48 +316,12 @@ impl<'a> Client<'a> {
     }
 }
 
-impl Link {
-    fn open(to: SocketAddr, patience: Duration) -> io::Result<Link> {
-        let stream = TcpStream::connect_timeout(&to, patience)?;
-        // On loopback a client that tries long enough is given the very port
-        // it calls, and then talks to itself.
-        if stream.local_addr()? == stream.peer_addr()? {
-            return Err(io::Error::from(ErrorKind::ConnectionRefused));
-        }
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
-        Ok(Link {
-            stream,
-            parser: redis::Parser::new(),
-            out: Vec::with_capacity(2 * CHUNK),
-            written: 0,
-            in_flight: VecDeque::new(),
-        })
-    }
-
-    /// Writes what is encoded; `true` when all of it went out.
-    fn flush(&mut self) -> io::Result<bool> {
-        while self.written < self.out.len() {
-            match (&self.stream).write(&self.out[self.written..]) {
-                Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero)),
-                Ok(some) => self.written += some,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        self.out.clear();
-        self.written = 0;
-        Ok(true)
-    }
-}
-
 /// When a write is due, in microseconds after the first.
-fn due_at(number: u64, rate: u32) -> u64 {
+pub(super) fn due_at(number: u64, rate: u32) -> u64 {
     let at = u128::from(number) * 1_000_000;
     at.div_ceil(u128::from(rate)) as u64
 }
 
-fn micros(time: Duration) -> u64 {
+pub(super) fn micros(time: Duration) -> u64 {
     time.as_micros() as u64
 }

@@ -34,6 +34,11 @@ pub enum Fault {
         /// The value the answer had.
         got: u64,
     },
+    /// What was read is not what is kept there.
+    Changed {
+        /// The number of the key.
+        key: u32,
+    },
 }
 
 /// How many [`Fault`]s are kept whole; all are counted.
@@ -45,6 +50,7 @@ pub struct Ledger {
     last: Vec<u64>,
     ambiguous: Vec<u32>,
     acked: u64,
+    reads: u64,
     unanswered: u64,
     refused: u64,
     faults: Vec<Fault>,
@@ -85,17 +91,35 @@ impl Ledger {
         self.unanswered += 1;
     }
 
+    /// The server answered a read.
+    pub fn read(&mut self, key: u32, is_right: bool) {
+        if !is_right {
+            self.fault(Fault::Changed { key });
+        }
+        self.reads += 1;
+    }
+
+    /// The connection broke while this read had no answer.
+    pub fn unread(&mut self) {
+        self.unanswered += 1;
+    }
+
+    /// Reads the server answered.
+    pub fn reads(&self) -> u64 {
+        self.reads
+    }
+
     /// Writes the server acknowledged.
     pub fn acked(&self) -> u64 {
         self.acked
     }
 
-    /// Writes that were sent and never answered.
+    /// Requests that were sent and never answered.
     pub fn unanswered_writes(&self) -> u64 {
         self.unanswered
     }
 
-    /// Writes the server answered with an error.
+    /// Requests the server answered with an error.
     pub fn refused_writes(&self) -> u64 {
         self.refused
     }

@@ -1,7 +1,7 @@
 //! The client probe: what a client on the network saw, and what it is owed.
 //!
-//! An **open-loop** client writes counters over one established connection at
-//! a constant arrival rate. A write's latency runs from the moment it was
+//! An **open-loop** client writes counters over one established connection, and
+//! another one over a new connection each time, at constant arrival rates. A write's latency runs from the moment it was
 //! *scheduled*, so a server that stands still is charged for every request
 //! that came due meanwhile, not only for the one that was in its hands
 //! (no coordinated omission). The probe knows nothing about blip.
@@ -17,15 +17,20 @@
 //! harness' own longest stall is measured beside it and subtracted nowhere.
 //!
 //! Rooms: [`ledger`] (who is owed what) and [`record`] (when did what happen)
-//! are pure: time and answers are arguments. `client` owns the socket and the
-//! clock, [`stall`] watches the harness, [`verify`] asks the server afterwards.
+//! are pure: time and answers are arguments. `client` and [`fresh`] own sockets
+//! and the clock, [`dialect`] speaks the server's language, [`stall`] watches
+//! the harness, [`verify`] asks the server afterwards.
 //!
 //! **Invariants**: the schedule never waits for the server; an acknowledgement
 //! is stamped before anything else is done with it; nothing here knows why the
 //! server was silent.
 
 mod client;
+mod content;
+pub mod dialect;
+pub mod fresh;
 pub mod ledger;
+mod link;
 mod place;
 pub mod record;
 mod report;
@@ -38,6 +43,10 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use dialect::Dialect;
+use link::Asked;
+
+pub use content::Content;
 pub use place::{Here, Job, Place, within};
 pub use report::{Connection, Mark, ProbeReport};
 
@@ -48,8 +57,16 @@ pub struct Spec {
     /// failed attempt the next one is, so a server that moves between two
     /// known addresses is found without help.
     pub targets: Vec<SocketAddr>,
-    /// Writes per second, evenly spaced.
+    /// How to speak to it.
+    pub dialect: Arc<dyn Dialect>,
+    /// Requests per second, evenly spaced.
     pub rate: u32,
+    /// Requests per second that each have a connection of their own; 0: none.
+    pub fresh_rate: u32,
+    /// Percentage of the requests that read; the others write.
+    pub reads: u8,
+    /// What they read; nothing is read without it.
+    pub content: Option<Arc<Content>>,
     /// How many counters the writes go round.
     pub counters: u32,
     /// Prefix of the counters' keys; must not be the dataset's.
@@ -71,7 +88,11 @@ impl Default for Spec {
     fn default() -> Self {
         Spec {
             targets: Vec::new(),
+            dialect: Arc::new(dialect::resp::Resp),
             rate: 5_000,
+            fresh_rate: 0,
+            reads: 0,
+            content: None,
             counters: 1_000,
             prefix: "counter:".to_owned(),
             connect_timeout: Duration::from_millis(20),
@@ -93,7 +114,37 @@ impl Spec {
         let key = |n| format!("{}{n}", self.prefix);
         (0..self.counters).map(key).collect()
     }
+
+    /// The keys of the counters that requests over new connections go round.
+    pub fn fresh_keys(&self) -> Vec<String> {
+        let key = |n| format!("fresh-{}{n}", self.prefix);
+        (0..FRESH_COUNTERS).map(key).collect()
+    }
+
+    /// What the request of this number asks.
+    fn asked(&self, number: u64) -> Asked {
+        // A step that has no factor in common with a hundred meets every
+        // percent once, and spreads the reads out.
+        let reads = number * 61 % 100 < u64::from(self.reads);
+        let keys = self.content.as_ref().map_or(0, |c| c.keys.len() as u64);
+        if reads && keys > 0 {
+            Asked::Read((number * 7919 % keys) as u32)
+        } else {
+            Asked::Count((number % u64::from(self.counters)) as u32)
+        }
+    }
+
+    /// The same of a request over a new connection.
+    fn asked_by_a_stranger(&self, number: u64) -> Asked {
+        match self.asked(number) {
+            Asked::Count(_) => Asked::Count((number % u64::from(FRESH_COUNTERS)) as u32),
+            read @ Asked::Read(_) => read,
+        }
+    }
 }
+
+/// How many counters requests over new connections go round.
+const FRESH_COUNTERS: u32 = 100;
 
 /// Why a probe could not begin or end.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +171,8 @@ pub struct Probe {
     spec: Spec,
     client: Option<JoinHandle<()>>,
     result: mpsc::Receiver<client::Finished>,
+    strangers: Option<mpsc::Receiver<Result<fresh::Strangers, String>>>,
+    fresh: Option<JoinHandle<()>>,
     watch: Option<stall::Watch>,
 }
 
@@ -162,7 +215,21 @@ impl Probe {
             Ok(Err(why)) => return Err(ProbeError::First(why)),
             Err(_) => return Err(ProbeError::Died),
         };
+        let mut strangers = None;
+        let fresh = match spec.fresh_rate {
+            0 => None,
+            _ => {
+                let (tell, told) = mpsc::channel();
+                strangers = Some(told);
+                let (spec, shared) = (spec.clone(), Arc::clone(&shared));
+                // The receiver lives as long as the probe; without it nobody asks.
+                let job = Box::new(move || drop(tell.send(fresh::run(&spec, &shared, origin))));
+                Some(place.start("probe-fresh", job).map_err(ProbeError::Start)?)
+            }
+        };
         Ok(Probe {
+            strangers,
+            fresh,
             shared,
             origin,
             began: SystemTime::now() - origin.elapsed(),
@@ -205,19 +272,29 @@ impl Probe {
     pub fn stop(mut self) -> Result<ProbeReport, ProbeError> {
         self.shared.stop.store(true, Ordering::Release);
         let finished = self.result.recv().map_err(|_| ProbeError::Died)?;
+        let fresh = match &self.strangers {
+            None => None,
+            Some(told) => {
+                let told = told.recv().map_err(|_| ProbeError::Died)?;
+                Some(told.map_err(ProbeError::First)?)
+            }
+        };
         let stall = self.watch.take().map(stall::Watch::stop);
         let marks = std::mem::take(&mut *lock(&self.shared.marks));
         let spec = self.spec.clone();
-        Ok(ProbeReport::new(spec, self.began, finished, stall.unwrap_or_default(), marks))
+        let mut report =
+            ProbeReport::new(spec, self.began, finished, stall.unwrap_or_default(), marks);
+        report.fresh = fresh;
+        Ok(report)
     }
 }
 
 impl Drop for Probe {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        if let Some(client) = self.client.take() {
+        for thread in self.client.take().into_iter().chain(self.fresh.take()) {
             // The panic was reported by the thread itself.
-            let _ = client.join();
+            let _ = thread.join();
         }
     }
 }

@@ -69,6 +69,13 @@ pub struct Sample {
     pub latency_us: u32,
 }
 
+impl Sample {
+    /// When it was answered, in milliseconds.
+    pub fn answered_ms(&self) -> f64 {
+        ms(self.scheduled_us + u64::from(self.latency_us))
+    }
+}
+
 /// 10 ms of the timeline. A bucket in which nothing was acknowledged is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bucket {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Spec;
 use super::client::Finished;
+use super::fresh::Strangers;
 use super::ledger::{Fault, Ledger};
 use super::record::{Bucket, Gap, Latency, Recorded};
 use super::stall::Stall;
@@ -49,6 +50,8 @@ pub struct ProbeReport {
     pub scheduled: u64,
     /// Writes that were acknowledged.
     pub acked: u64,
+    /// Reads that were answered.
+    pub reads: u64,
     /// Writes that were sent but whose connection broke before the answer.
     pub unanswered: u64,
     /// Writes the server answered with an error.
@@ -75,6 +78,8 @@ pub struct ProbeReport {
     pub fault_count: u64,
     /// 10 ms buckets.
     pub timeline: Vec<Bucket>,
+    /// What came of requests over new connections, if there were any.
+    pub fresh: Option<Strangers>,
     /// Everything that was recorded, every single write included.
     #[serde(skip)]
     pub recorded: Recorded,
@@ -103,6 +108,7 @@ impl ProbeReport {
             rate: spec.rate,
             scheduled: finished.scheduled,
             acked: ledger.acked(),
+            reads: ledger.reads(),
             unanswered: ledger.unanswered_writes(),
             refused: ledger.refused_writes(),
             unsent: finished.unsent,
@@ -116,6 +122,7 @@ impl ProbeReport {
             faults: faults.to_vec(),
             fault_count,
             timeline: recorded.timeline.clone(),
+            fresh: None,
             recorded,
             ledger,
             spec,

@@ -1,9 +1,11 @@
 //! The proof after the run: the server is asked what it holds now.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::dialect::counters;
 use super::ledger::Settlement;
 use super::place::{Place, within};
 use super::report::ProbeReport;
@@ -35,6 +37,20 @@ impl Expected {
             server_digest: redis.server_digest()?,
             identity: redis.identity()?,
         })
+    }
+
+    /// What is not as it was, one line each.
+    pub fn changed(&self, now: &Expected) -> Vec<String> {
+        let both = self.server_digest.as_ref().zip(now.server_digest.as_ref());
+        let verdict = Verdict {
+            writes: Settlement { acked: 1, found: 1, ..Settlement::default() },
+            faults: 0,
+            before: self.digest.clone(),
+            after: now.digest.clone(),
+            server_agrees: both.map(|(before, after)| before == after),
+            same_process: self.identity == now.identity,
+        };
+        verdict.objections()
     }
 }
 
@@ -94,18 +110,7 @@ impl WriterVerdict {
     /// Why it is not verified, one line each; none if it is.
     pub fn objections(&self) -> Vec<String> {
         let mut all = account(&self.writes, self.faults, self.same_process);
-        let Checked { pages, bad, first, faults } = &self.checked;
-        if *pages == 0 {
-            all.push("the writer checked no page".to_owned());
-        }
-        if *bad > 0 {
-            let named: Vec<_> =
-                first.iter().map(|b| format!("page {} is {:?}", b.page, b.damage)).collect();
-            all.push(format!("{bad} of {pages} pages are wrong: {}", named.join(", ")));
-        }
-        if *faults > 0 {
-            all.push(format!("the writer met {faults} wrong pages while it wrote"));
-        }
+        all.extend(self.checked.objections());
         all
     }
 }
@@ -144,6 +149,36 @@ pub enum VerifyError {
 }
 
 impl ProbeReport {
+    /// Asks the server at `addr` for every counter, whatever it is, and says
+    /// what is not as it was acknowledged, one line each.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn account(&self, addr: SocketAddr, patience: Duration) -> Result<Vec<String>, String> {
+        let dialect = self.spec.dialect.as_ref();
+        let mut all = Vec::new();
+        // A client that only read has no counters to ask for.
+        if self.acked > 0 || self.reads == 0 {
+            let values = counters(dialect, addr, &self.spec.keys(), patience)?;
+            all.extend(account(&self.ledger.settle(&values), self.fault_count, true));
+        } else if self.fault_count > 0 {
+            let (faults, reads) = (self.fault_count, self.reads);
+            all.push(format!("{faults} of {reads} reads answered something else than is kept"));
+        }
+        let Some(fresh) = &self.fresh else { return Ok(all) };
+        if fresh.changed > 0 {
+            let changed = fresh.changed;
+            all.push(format!("{changed} reads over new connections answered something else"));
+        }
+        if fresh.account.settle(&[]).acked > 0 {
+            let values = counters(dialect, addr, &self.spec.fresh_keys(), patience)?;
+            let settled = fresh.account.settle(&values);
+            let said = account(&settled, 0, true);
+            all.extend(said.into_iter().map(|line| format!("over new connections: {line}")));
+        }
+        Ok(all)
+    }
+
     /// Asks the server at `addr` for every counter and the whole dataset.
     ///
     /// # Errors

@@ -27,6 +27,7 @@ use crate::run::environment::Environment;
 use crate::run::plan::NOTHING;
 use crate::run::record;
 use crate::run::sample::{Ended, Sample};
+use crate::run::scenario::Scenario;
 
 pub use command::ReportCommand;
 
@@ -120,9 +121,17 @@ impl ArmRuns {
         self.values(|s| Some(s.client.gap_ms))
     }
 
-    /// Downtimes in milliseconds, as blip tells them; peers tell none.
+    /// Downtimes in milliseconds: as blip tells them; of peers, which tell
+    /// none, from the bench's word that the workload is about to stand still to
+    /// the word that it runs.
     pub fn downtimes(&self) -> Vec<f64> {
-        self.values(|s| Some(s.migration.as_ref()?.downtime_ms).filter(|ms| *ms > 0.0))
+        self.values(|s| match s.peer {
+            None => Some(s.migration.as_ref()?.downtime_ms).filter(|ms| *ms > 0.0),
+            Some(_) => {
+                let part = s.client.parts.iter().find(|p| p.name == "downtime")?;
+                Some(part.to_ms - part.from_ms)
+            }
+        })
     }
 
     /// Why there is nothing to show, in a line.
@@ -173,10 +182,8 @@ fn grouped(samples: Vec<Sample>) -> Vec<Group> {
 fn described(plan: &Value) -> BTreeMap<String, String> {
     let all = plan["scenarios"].as_array().cloned().unwrap_or_default();
     let line = |s: &Value| {
-        let name = s["name"].as_str()?.to_owned();
-        let redis = s["redis"].as_str().map(|size| format!("Redis with {size} of data"));
-        let writer = s["writer"].as_str().map(|words| format!("memory writer `{words}`"));
-        Some((name, redis.or(writer)?))
+        let scenario: Scenario = serde_json::from_value(s.clone()).ok()?;
+        Some((scenario.name.clone(), scenario.describe()))
     };
     all.iter().filter_map(line).collect()
 }

@@ -17,7 +17,7 @@ pub(super) struct Picture {
 }
 
 /// The parts of a downtime, in their order.
-const PARTS: [&str; 5] = ["freeze", "dump", "ship", "restore", "grant"];
+const PARTS: [&str; 6] = ["freeze", "dump", "ship", "restore", "fill", "grant"];
 
 /// All pictures that have something to show, the best first.
 pub(super) fn all(bench: &Bench, dir: &Path) -> Vec<Picture> {
@@ -35,14 +35,16 @@ pub(super) fn all(bench: &Bench, dir: &Path) -> Vec<Picture> {
     add("parts", parts(bench));
     add("prediction", prediction(bench));
     add("bytes", sent(bench));
-    add("memory", against_memory(bench));
+    add("memory", against_memory(bench, "Client gap", ArmRuns::gaps));
+    add("memory-downtime", against_memory(bench, "Downtime", ArmRuns::downtimes));
+    add("dirty-rate", against_rate(bench));
     pictures
 }
 
 const GAP: &str = "The longest time without an answer, as clients saw it. A dot is a run; the bar is \
                    the 95 % confidence of the median; log scale.";
-const DOWNTIME: &str = "From the order to freeze until the target runs, as blip tells it. A dot is a \
-                        run; the bar is the 95 % confidence of the median; log scale.";
+const DOWNTIME: &str = "From the order to freeze until the target runs: as blip tells it, of peers as \
+                        the bench times it. Dots: runs; bar: 95 % confidence; log scale.";
 
 fn dots(
     bench: &Bench,
@@ -148,36 +150,82 @@ fn sent(bench: &Bench) -> Option<String> {
     strip::draw("Bytes sent", note, &panels, |share| format!("{}×", short(share)))
 }
 
-/// Of scenarios that differ in their size: the same workload over the same
-/// link, told by the memory that was moved.
-fn against_memory(bench: &Bench) -> Option<String> {
+/// Scenarios that differ in their size alone: Redis, and nothing else said.
+fn is_a_size(group: &&Group) -> bool {
+    let size = group.scenario.strip_prefix("redis-").unwrap_or_default();
+    size.strip_suffix(['m', 'g']).is_some_and(|n| n.parse::<u32>().is_ok())
+}
+
+/// The same workload over the same link, told by the memory that was moved.
+fn against_memory(
+    bench: &Bench,
+    what: &str,
+    values: impl Fn(&ArmRuns) -> Vec<f64>,
+) -> Option<String> {
+    let link = &bench.groups.iter().find(is_a_size)?.link;
+    let place = |arm: &ArmRuns| {
+        let memory = arm.values(|s| Some(s.migration.as_ref()?.memory_bytes as f64));
+        // Runs of a scenario differ by a few pages; the axis should not.
+        Some((median(&memory)? / f64::from(1 << 20)).round())
+    };
+    let groups = bench.groups.iter().filter(is_a_size).filter(|g| g.link == *link);
+    let note = format!("Redis over {link}. Medians with 95 % confidence; both scales logarithmic.");
+    let words = lines::Words {
+        title: &format!("{what} against memory"),
+        note: &note,
+        across: "memory moved",
+        x: |mib| format!("{mib} MiB"),
+        y: time_label,
+    };
+    lines::draw(words, &lines_of(groups, place, values))
+}
+
+/// Writers that differ in how fast they write: what is sent, told by the rate
+/// that was measured before the order.
+fn against_rate(bench: &Bench) -> Option<String> {
+    let is_a_rate = |group: &&Group| group.scenario.starts_with("rate-");
+    let link = &bench.groups.iter().find(is_a_rate)?.link;
+    let place = |arm: &ArmRuns| {
+        let rate = median(&arm.values(|s| s.workload.rate_before))?;
+        // Two digits: the arms of a scenario are to stand above each other.
+        let digit = 10_f64.powf(rate.log10().floor() - 1.0);
+        (rate > 0.0).then(|| (rate / digit).round() * digit / 1e6)
+    };
+    let groups = bench.groups.iter().filter(is_a_rate).filter(|g| g.link == *link);
+    let what = bench.groups.iter().find(is_a_rate).and_then(|g| bench.scenarios.get(&g.scenario));
+    let what = what.and_then(|w| w.split_once("--rate")).map_or("", |w| w.0.trim_matches('`'));
+    let note = format!("{what}over {link}. Medians with 95 % confidence; both scales logarithmic.");
+    let words = lines::Words {
+        title: "Bytes sent against dirty rate",
+        note: &note,
+        across: "memory written before the order, in MB/s of 4 KiB pages touched",
+        x: |rate| format!("{rate} MB/s"),
+        y: |share| format!("{}×", short(share)),
+    };
+    lines::draw(words, &lines_of(groups, place, |arm| arm.values(sent_share)))
+}
+
+/// A line for each arm, a point for each group.
+fn lines_of<'a>(
+    groups: impl Iterator<Item = &'a Group>,
+    place: impl Fn(&ArmRuns) -> Option<f64>,
+    values: impl Fn(&ArmRuns) -> Vec<f64>,
+) -> Vec<lines::Line> {
     let mut all: Vec<lines::Line> = Vec::new();
-    let redis = |g: &&Group| g.scenario.starts_with("redis-");
-    let link = &bench.groups.iter().find(redis)?.link;
-    for group in bench.groups.iter().filter(redis).filter(|g| g.link == *link) {
-        for arm in group.movers() {
-            let memory = arm.values(|s| Some(s.migration.as_ref()?.memory_bytes as f64));
-            let (Some(memory), gaps) = (median(&memory), arm.gaps()) else { continue };
-            // Runs of a scenario differ by a few pages; the axis should not.
-            let place = (memory / f64::from(1 << 20)).round();
-            match all.iter_mut().find(|l| l.name == arm.name) {
-                Some(line) => line.points.push((place, gaps)),
-                None => {
-                    all.push(lines::Line { name: arm.name.clone(), points: vec![(place, gaps)] })
-                }
+    for arm in groups.flat_map(Group::movers) {
+        let (Some(place), values) = (place(arm), values(arm)) else { continue };
+        if values.is_empty() {
+            continue;
+        }
+        match all.iter_mut().find(|l| l.name == arm.name) {
+            Some(line) => line.points.push((place, values)),
+            None => {
+                all.push(lines::Line { name: arm.name.clone(), points: vec![(place, values)] });
             }
         }
     }
     for line in &mut all {
         line.points.sort_by(|a, b| a.0.total_cmp(&b.0));
     }
-    let note = format!("Redis over {link}. Medians with 95 % confidence; both scales logarithmic.");
-    let words = lines::Words {
-        title: "Client gap against memory",
-        note: &note,
-        across: "memory moved",
-        x: |mib| format!("{mib} MiB"),
-        y: time_label,
-    };
-    lines::draw(words, &all)
+    all
 }

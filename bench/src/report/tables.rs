@@ -3,7 +3,8 @@
 use super::table::Table;
 use super::{ArmRuns, Bench, Group};
 use crate::plot::theme::{range_label, short, time_label};
-use crate::run::sample::{Ended, Sample};
+use crate::probe::record::Latency;
+use crate::run::sample::{Ended, Part, Sample};
 use crate::stats::{Interval, faster, holm, median, median_interval, ratio_interval};
 
 /// All tables that have something to say.
@@ -12,7 +13,13 @@ pub(super) fn all(bench: &Bench) -> Vec<Table> {
     if let Some(first) = tables.first_mut() {
         first.note = format!("{} {READING}", first.note);
     }
-    tables.extend([prediction(bench), claims(bench), latencies(bench), noise(bench)]);
+    tables.extend([
+        prediction(bench),
+        claims(bench),
+        latencies(bench),
+        strangers(bench),
+        noise(bench),
+    ]);
     tables.retain(|t| !t.rows.is_empty());
     tables
 }
@@ -20,7 +27,7 @@ pub(super) fn all(bench: &Bench) -> Vec<Table> {
 /// How to read the tables of outcomes.
 const READING: &str = "Medians, [95 % confidence]. *Ratio*: median client gap over the shortest one. \
                        *Client gap*: longest time without an answer, from the order on. *Downtime*, \
-                       *total*, *brownout*: as the mover tells them. *Sent*: bytes over the link ÷ \
+                       *total*, *brownout*: as the mover tells them; of peers as the bench times them. *Sent*: bytes over the link ÷ \
                        memory moved. *Failed*: requests never answered well. *Verified*: runs in \
                        which the workload moved and every proof held; the others enter no median.";
 
@@ -187,45 +194,68 @@ fn claims(bench: &Bench) -> Table {
     }
 }
 
+/// The parts of a run, in their order.
+const PARTS: [&str; 5] = ["before", "pre-copy", "downtime", "brownout", "after"];
+
+/// p50 / p99 / p99.9 of a part, medians of the runs'.
+fn three(arm: &ArmRuns, name: &str, parts: impl Fn(&Sample) -> &[Part]) -> String {
+    let one = |value: fn(&Latency) -> u64| {
+        let found = arm.values(|s| {
+            let part = parts(s).iter().find(|p| p.name == name)?;
+            (part.latency.count > 0).then(|| value(&part.latency) as f64 / 1e3)
+        });
+        of(found, time_label)
+    };
+    format!("{} / {} / {}", one(|l| l.p50_us), one(|l| l.p99_us), one(|l| l.p999_us))
+}
+
 /// What clients felt, part by part.
 fn latencies(bench: &Bench) -> Table {
-    let mut rows = Vec::new();
-    for (group, arm) in movers(bench) {
-        let part = |name: &str, value: fn(&crate::probe::record::Latency) -> u64| {
-            let found = arm.values(|s| {
-                let part = s.client.parts.iter().find(|p| p.name == name)?;
-                (part.latency.count > 0).then(|| value(&part.latency) as f64 / 1e3)
-            });
-            of(found, time_label)
-        };
-        let three = |name: &str| {
-            format!(
-                "{} / {} / {}",
-                part(name, |l| l.p50_us),
-                part(name, |l| l.p99_us),
-                part(name, |l| l.p999_us)
-            )
-        };
-        if arm.gaps().is_empty() {
-            continue;
-        }
-        let names = ["before", "pre-copy", "downtime", "brownout", "after"];
+    let rows = movers(bench).filter(|(_, arm)| !arm.gaps().is_empty()).map(|(group, arm)| {
         let mut row = vec![format!("{}: {}", group.title(), arm.name)];
-        row.extend(names.map(three));
-        row.push(of(arm.values(|s| s.client.recovery_ms), time_label));
-        rows.push(row);
-    }
+        row.extend(PARTS.map(|name| three(arm, name, |s| &s.client.parts)));
+        row.push(of(arm.values(|s| s.client.recovery_95_ms), time_label));
+        row
+    });
     Table {
         title: "Latency of requests, by when they were due".to_owned(),
         note: "p50 / p99 / p99.9, medians of the runs', from the moment a request was *due* (open \
-               loop). *Recovered*: from the end of the longest gap until a tenth of a second was as \
-               quick as before."
+               loop), over a connection that was there before. *Recovered*: from the end of the \
+               longest gap until a tenth of a second had 95 % of the answers in time that such a \
+               stretch had before the order; in time is an answer within twice the usual p99, or a \
+               millisecond above it, so what had piled up does not count."
             .to_owned(),
-        heads: vec![
-            "scenario, link: arm", "before", "pre-copy", "downtime", "brownout", "after",
-            "recovered",
-        ],
-        rows,
+        heads: [&["scenario, link: arm"], &PARTS[..], &["recovered"]].concat(),
+        rows: rows.collect(),
+    }
+}
+
+/// What clients felt that were not connected before.
+fn strangers(bench: &Bench) -> Table {
+    let fresh = |s: &Sample| s.client.fresh.clone();
+    fn parts(sample: &Sample) -> &[Part] {
+        sample.client.fresh.as_ref().map_or(&[], |fresh| &fresh.parts)
+    }
+    let met = |arm: &ArmRuns| arm.good().any(|s| s.client.fresh.is_some());
+    let rows = movers(bench).filter(|(_, arm)| met(arm)).map(|(group, arm)| {
+        let name = format!("{}: {}", group.title(), arm.name);
+        let mut row = vec![name, of(arm.values(|s| Some(fresh(s)?.gap_ms)), time_label)];
+        row.push(of(arm.values(|s| Some(fresh(s)?.failed as f64)), short));
+        row.extend(PARTS.map(|name| three(arm, name, parts)));
+        row
+    });
+    Table {
+        title: "New connections".to_owned(),
+        note:
+            "One for each request, twenty a second unless the plan says otherwise, at times that \
+               do not depend on the server; latencies from the moment a request was due, the \
+               handshake included. *Gap*: the longest time without an answer to any of them; it \
+               cannot be shorter than the time between two. *Failed*: refused, reset, or never \
+               answered, from the order on. A SYN that finds nobody is sent again by the client's \
+               kernel after a second."
+                .to_owned(),
+        heads: [&["scenario, link: arm", "gap", "failed"], &PARTS[..]].concat(),
+        rows: rows.collect(),
     }
 }
 

@@ -6,7 +6,7 @@
 mod program;
 
 use std::io::{self, BufRead as _, BufReader};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 
 use crate::lab::{Client, Host, Lab, LabSpec};
 use crate::probe::{Here, Job, Place};
+use crate::relay::{Relay, Weather};
 
 pub use program::{blip, blip_beside};
 
@@ -73,6 +74,17 @@ impl Rig {
         &self.place
     }
 
+    /// A road to the agent of host `to` that has this weather.
+    ///
+    /// # Errors
+    /// When there is no such host, or the relay does not start.
+    pub fn road(&self, to: &str, weather: Weather) -> Result<Relay> {
+        let agent = SocketAddr::from((self.host(to)?.address(), AGENT_PORT));
+        let switch = self.lab.switch();
+        let at = SocketAddr::from((switch.address(), 0));
+        Relay::start(&ClientPlace(switch), at, agent, weather).context("starting the relay")
+    }
+
     /// A host.
     ///
     /// # Errors
@@ -91,7 +103,8 @@ impl Rig {
         order: &Order<'_>,
         line: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<Ended> {
-        let to = format!("{}:{AGENT_PORT}", self.host(order.to)?.address());
+        let agent = SocketAddr::from((self.host(order.to)?.address(), AGENT_PORT));
+        let to = order.via.unwrap_or(agent).to_string();
         let mut words = vec![BLIP, "migrate", order.container, "--to", &to, "--json"];
         words.extend(order.flags.iter().map(String::as_str));
         let mut blip = self
@@ -173,6 +186,8 @@ pub struct Order<'a> {
     pub from: &'a str,
     /// The host it is to go to, which has an agent.
     pub to: &'a str,
+    /// The relay on the way, if there is one.
+    pub via: Option<SocketAddr>,
     /// Further words.
     pub flags: &'a [String],
     /// How long it may take before it is killed; `None`: as long as it wants.
@@ -220,7 +235,7 @@ impl Leash {
     }
 }
 
-/// The lab's client namespace as a place for the probe's threads.
+/// A namespace of the lab as a place for threads.
 struct ClientPlace(Client);
 
 impl Place for ClientPlace {

@@ -34,7 +34,8 @@ pub struct RunCommand {
     /// How: stop-and-copy, pre-copy, post-copy, hybrid, auto, or default
     #[arg(long = "method", value_name = "METHOD")]
     methods: Vec<String>,
-    /// Over what: unshaped, or a rate as 100mbit, 1gbit
+    /// Over what: unshaped, a rate as 100mbit or 1gbit, and what a relay adds:
+    /// 1gbit+20ms+1%, unshaped+cut-500ms-after-2s
     #[arg(long = "link", value_name = "RATE")]
     links: Vec<String>,
     /// How often each [default: 5]
@@ -43,6 +44,9 @@ pub struct RunCommand {
     /// Requests a second of the client [default: 1000]
     #[arg(long, value_name = "N")]
     probe_rate: Option<u32>,
+    /// Requests a second over new connections, one each [default: 20]
+    #[arg(long, value_name = "N")]
+    fresh_rate: Option<u32>,
     /// Move workloads back and forth instead of starting a new one each time
     #[arg(long)]
     onward: bool,
@@ -108,7 +112,7 @@ impl CompareCommand {
     pub fn run(self) -> Result<ExitCode> {
         let mut arms = self.arms;
         if arms.is_empty() {
-            arms.extend(super::plan::METHODS[..4].iter().map(|m| (*m).to_owned()));
+            arms.extend(super::plan::METHODS.iter().map(|m| (*m).to_owned()));
             arms.extend(baseline::all().iter().map(|peer| peer.name().to_owned()));
         }
         let run = RunCommand {
@@ -119,6 +123,7 @@ impl CompareCommand {
             links: self.links,
             repeats: Some(self.repeats),
             probe_rate: None,
+            fresh_rate: None,
             onward: false,
             suite: Some(self.suite),
             cgroup: None,
@@ -154,6 +159,7 @@ impl RunCommand {
             name: self.name.clone(),
             suite: plan.suite,
             cgroup: plan.cgroup,
+            peers: plan.needs_peers(),
             ..LabSpec::default()
         };
         let rig = Rig::start(&spec, &blip, &["a", "b"])?;
@@ -187,6 +193,7 @@ impl RunCommand {
         written.links.extend(self.links.iter().cloned());
         written.repeats = self.repeats.or(written.repeats);
         written.probe_rate = self.probe_rate.or(written.probe_rate);
+        written.fresh_rate = self.fresh_rate.or(written.fresh_rate);
         written.onward |= self.onward;
         written.suite = self.suite.or(written.suite);
         written.cgroup = self.cgroup.or(written.cgroup);

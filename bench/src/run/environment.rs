@@ -57,8 +57,11 @@ impl Environment {
         if load > 0.5 {
             all.push(format!("the machine was busy when it began (load {load}): wait and repeat"));
         }
-        if self.governor == "powersave" {
-            all.push("the processor saves power: choose the governor `performance`".to_owned());
+        if !["", "performance"].contains(&self.governor.as_str()) {
+            let governor = &self.governor;
+            all.push(format!(
+                "the processor's frequency follows the governor `{governor}`: choose `performance`"
+            ));
         }
         all
     }

@@ -8,7 +8,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `plan.toml` | what was asked for, as it was understood |
+//! | `plan.json` | what was asked for, as it was understood |
 //! | `environment.json` | where it ran |
 //! | `samples.jsonl` | one [`Sample`] a line, in the order of the runs |
 //! | `traces/*.json` | one [`Trace`] a run: the client's timeline, blip's events |
@@ -19,7 +19,10 @@
 
 mod cable;
 mod command;
+mod crowd;
 pub mod environment;
+pub mod link;
+mod mover;
 mod noise;
 pub mod plan;
 pub mod record;
@@ -29,9 +32,10 @@ pub mod sample;
 pub mod scenario;
 
 pub use command::{CompareCommand, RunCommand};
-pub use plan::{Arm, Cell, Link, Plan, Way};
+pub use link::Link;
+pub use plan::{Arm, Cell, Plan, Way};
 pub use record::Record;
 pub use resident::container;
-pub use runner::Runner;
+pub use runner::{MOVED, Runner};
 pub use sample::{Sample, Trace};
 pub use scenario::{Load, Scenario};

@@ -5,9 +5,9 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use blip_transport::units::Bandwidth;
 use serde::{Deserialize, Serialize};
 
+use super::link::Link;
 use super::scenario::Scenario;
 use crate::baseline;
 use crate::lab::{CgroupMode, Suite};
@@ -26,6 +26,8 @@ pub struct Plan {
     pub repeats: u32,
     /// Requests a second of the client.
     pub probe_rate: u32,
+    /// Requests a second that each have a connection of their own; 0: none.
+    pub fresh_rate: u32,
     /// How long the client asks before and after a migration, in milliseconds.
     pub margin_ms: u64,
     /// After how long a migration is killed, in milliseconds.
@@ -39,46 +41,6 @@ pub struct Plan {
     pub cgroup: CgroupMode,
 }
 
-/// A network: what each host's cable carries, each way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Link {
-    /// Bits a second; `None`: as fast as the kernel is.
-    pub bits: Option<u64>,
-}
-
-impl Link {
-    /// Bytes a second.
-    pub fn bandwidth(self) -> Option<Bandwidth> {
-        self.bits.map(|bits| Bandwidth(bits as f64 / 8.0))
-    }
-}
-
-impl TryFrom<String> for Link {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        match text.as_str() {
-            "unshaped" => Ok(Link { bits: None }),
-            other => Ok(Link { bits: Some(quantity::bit_rate(other)?) }),
-        }
-    }
-}
-
-impl fmt::Display for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [("gbit", 1_000_000_000), ("mbit", 1_000_000), ("kbit", 1_000), ("bit", 1)];
-        let Some(bits) = self.bits else { return f.write_str("unshaped") };
-        let fits = units.into_iter().find(|(_, unit)| bits % unit == 0);
-        fits.map_or(Ok(()), |(name, unit)| write!(f, "{}{name}", bits / unit))
-    }
-}
-
-impl From<Link> for String {
-    fn from(link: Link) -> String {
-        link.to_string()
-    }
-}
-
 /// One of the ways that are compared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Arm {
@@ -86,6 +48,9 @@ pub struct Arm {
     pub name: String,
     /// What it does.
     pub way: Way,
+    /// The scenarios in which it takes part; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<String>,
 }
 
 /// What an arm does.
@@ -127,7 +92,7 @@ impl Arm {
                 return Err(format!("there is no way `{other}`: there are {}", known.join(", ")));
             }
         };
-        Ok(Arm { name: name.to_owned(), way })
+        Ok(Arm { name: name.to_owned(), way, only: Vec::new() })
     }
 }
 
@@ -166,7 +131,9 @@ impl Plan {
         for scenario in &self.scenarios {
             for link in &self.links {
                 for repeat in 1..=self.repeats {
-                    cells.extend(self.arms.iter().map(|arm| Cell {
+                    let part =
+                        |arm: &&Arm| arm.only.is_empty() || arm.only.contains(&scenario.name);
+                    cells.extend(self.arms.iter().filter(part).map(|arm| Cell {
                         scenario: scenario.name.clone(),
                         link: link.to_string(),
                         arm: arm.name.clone(),
@@ -206,7 +173,7 @@ pub struct Written {
     pub scenarios: Vec<String>,
     /// Further scenarios.
     pub scenario: Vec<Scenario>,
-    /// Links: `unshaped`, `1gbit`.
+    /// Links: `unshaped`, `1gbit`, `1gbit+20ms+1%`.
     pub links: Vec<String>,
     /// Methods: arms without further words.
     pub methods: Vec<String>,
@@ -216,6 +183,8 @@ pub struct Written {
     pub repeats: Option<u32>,
     /// Requests a second.
     pub probe_rate: Option<u32>,
+    /// Requests a second over new connections.
+    pub fresh_rate: Option<u32>,
     /// Before and after, as `2s`.
     pub margin: Option<String>,
     /// Of one migration, as `5min`.
@@ -237,6 +206,9 @@ pub struct WrittenArm {
     /// Words for `blip migrate`.
     #[serde(default)]
     pub flags: Vec<String>,
+    /// Scenarios of the plan in which it takes part; if not said, all.
+    #[serde(default)]
+    pub only: Vec<String>,
 }
 
 impl Written {
@@ -256,14 +228,20 @@ impl Written {
             links.push(Link::try_from(link).map_err(anyhow::Error::msg)?);
         }
         if links.is_empty() {
-            links.push(Link { bits: None });
+            links.push(Link::default());
         }
         // What the bench itself costs is always measured.
-        let mut arms = vec![Arm { name: NOTHING.to_owned(), way: Way::Nothing }];
+        let mut arms = vec![Arm { name: NOTHING.to_owned(), way: Way::Nothing, only: Vec::new() }];
         for name in self.methods.iter().filter(|name| *name != NOTHING) {
             arms.push(Arm::named(name).map_err(anyhow::Error::msg)?);
         }
-        arms.extend(self.arm.into_iter().map(|a| Arm { name: a.name, way: Way::Blip(a.flags) }));
+        for WrittenArm { name, flags, only } in self.arm {
+            for scenario in &only {
+                let known = scenarios.iter().any(|known: &Scenario| known.name == *scenario);
+                ensure!(known, "the arm {name} is only for `{scenario}`, which the plan has not");
+            }
+            arms.push(Arm { name, way: Way::Blip(flags), only });
+        }
         if arms.len() == 1 {
             arms.push(Arm::named("default").map_err(anyhow::Error::msg)?);
         }
@@ -277,6 +255,7 @@ impl Written {
             arms,
             repeats: self.repeats.unwrap_or(5),
             probe_rate: self.probe_rate.unwrap_or(1_000),
+            fresh_rate: self.fresh_rate.unwrap_or(20),
             margin_ms: span(self.margin, 2_000).map_err(anyhow::Error::msg)?,
             limit_ms: span(self.limit, 180_000).map_err(anyhow::Error::msg)?,
             onward: self.onward,
@@ -289,6 +268,12 @@ impl Written {
 }
 
 impl Plan {
+    /// Whether hosts need programs beyond what blip is tested with.
+    pub(super) fn needs_peers(&self) -> bool {
+        let extra = |name: &str| baseline::named(name).is_some_and(|peer| peer.is_extra());
+        self.arms.iter().any(|arm| matches!(&arm.way, Way::Peer(name) if extra(name)))
+    }
+
     /// Refuses what cannot be run or told apart afterwards.
     pub(super) fn sound(&self) -> Result<()> {
         ensure!(self.repeats > 0, "a plan of no repeats measures nothing");
@@ -326,13 +311,17 @@ mod tests {
         [[arm]]
         name = "auto-100ms"
         flags = ["--method", "auto", "--downtime", "100ms"]
+
+        [[arm]]
+        name = "tiny-only"
+        only = ["tiny"]
     "#;
 
     #[test]
     fn arms_take_turns_within_a_scenario_and_a_link() {
         let plan = Plan::parse(TEXT).expect("a plan");
         let cells = plan.cells();
-        assert_eq!(cells.len(), 3 * 2 * 4 * 2);
+        assert_eq!(cells.len(), 3 * 2 * 4 * 2 + 2 * 2);
         let first: Vec<_> = cells[..8].iter().map(|c| (c.arm.as_str(), c.repeat)).collect();
         let turns = ["none", "pre-copy", "hybrid", "auto-100ms"];
         let expected: Vec<_> = [1, 2].iter().flat_map(|r| turns.iter().map(|t| (*t, *r))).collect();
@@ -351,25 +340,23 @@ mod tests {
         assert!(why("scenarios = ['tiny']\nmethods = ['magic']").contains("post-copy"));
         assert!(why("scenarios = ['tiny']\nlinks = ['fast']").contains("whole number"));
         assert!(why("scenarios = ['tiny']\nlink = ['1gbit']").contains("link"));
+        assert!(why("scenarios = ['tiny']\n[[arm]]\nname='a'\nonly=['big']").contains("`big`"));
         assert!(why("[[scenario]]\nname='a b'\nredis='1MiB'").contains("a b"));
         assert!(why("[[scenario]]\nname='a'\nwriter='--sise 1'").contains("--sise"));
     }
 
     #[test]
     fn the_plans_that_are_published_make_sense() {
-        for text in
-            [include_str!("../../plans/goals.toml"), include_str!("../../plans/methods.toml")]
-        {
-            assert!(Plan::parse(text).expect(text).cells().len() >= 100);
-        }
-    }
-
-    #[test]
-    fn links_have_one_name() {
-        for (text, name) in
-            [("unshaped", "unshaped"), ("1000 Mbit", "1gbit"), ("100mbit", "100mbit")]
-        {
-            assert_eq!(Link::try_from(text.to_owned()).expect(text).to_string(), name);
+        let plans = [
+            (include_str!("../../plans/goals.toml"), 60),
+            (include_str!("../../plans/methods.toml"), 60),
+            (include_str!("../../plans/sizes.toml"), 36),
+            (include_str!("../../plans/rates.toml"), 36),
+            (include_str!("../../plans/workloads.toml"), 42),
+            (include_str!("../../plans/links.toml"), 54),
+        ];
+        for (text, least) in plans {
+            assert!(Plan::parse(text).expect(text).cells().len() >= least, "{text}");
         }
     }
 }

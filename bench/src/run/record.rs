@@ -143,7 +143,7 @@ fn remember_plan(dir: &Path, plan: &Plan) -> Result<()> {
 
 /// Takes over from `old` what `new` does not have.
 fn join(old: &Value, new: &mut Value) -> Result<()> {
-    for field in ["probe_rate", "margin_ms", "onward", "suite", "cgroup"] {
+    for field in ["probe_rate", "fresh_rate", "margin_ms", "onward", "suite", "cgroup"] {
         if old[field] != new[field] {
             bail!("its {field} was {}, not {}", old[field], new[field]);
         }

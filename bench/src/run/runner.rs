@@ -1,29 +1,33 @@
 //! Making the runs of a plan, one after the other.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
 
 use super::cable::sent_by;
+use super::crowd::{self, Crowded};
 use super::environment::unix_now;
+use super::link::Link;
+use super::mover::{self, Moved};
 use super::noise;
-use super::plan::{Cell, Link, Plan, Way};
+use super::plan::{Cell, Plan, Way};
 use super::record::Record;
 use super::resident::{self, Resident};
 use super::sample::{ClientSide, Ended, Noise, Sample, Trace, WorkloadSide};
-use super::scenario::{Load, Scenario};
+use super::scenario::Scenario;
 use crate::baseline::{self, Baseline};
-use crate::demo::report::{MigrateReport, Outcome};
+use crate::demo::report::MigrateReport;
 use crate::probe::{Probe, Spec};
+use crate::relay::Relay;
 use crate::rig::{Order, Rig};
+use crate::workload::service::{Container, writer};
 
 /// The container's name.
 const CONTAINER: &str = "workload";
-
-/// How many counters the client goes round.
-const COUNTERS: u32 = 100;
 
 /// How long nothing is done where nothing is to be moved.
 const NOTHING: Duration = Duration::from_secs(2);
@@ -39,14 +43,18 @@ pub struct Runner<'a> {
     plan: &'a Plan,
     /// `blip-bench`, for the writer's image.
     program: PathBuf,
-    has_writer: bool,
+    /// The images that the hosts were given.
+    images: BTreeSet<&'static str>,
     link: Option<Link>,
     resident: Option<(Resident, Side)>,
     meddler: Option<Meddler<'a>>,
 }
 
-/// Breaks something on the hosts.
-type Meddler<'a> = Box<dyn FnMut(&Rig) + 'a>;
+/// Breaks something on the hosts, when it is time.
+type Meddler<'a> = RefCell<Box<dyn FnMut(&Rig, &str) + 'a>>;
+
+/// The moment after a workload has moved.
+pub const MOVED: &str = "moved";
 
 /// The host that has the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,21 +85,20 @@ enum Mover<'a> {
     Peer(&'a mut dyn Baseline),
 }
 
-/// What came of an order to migrate.
-#[derive(Default)]
-struct Moved {
-    ended: Ended,
-    why: Option<String>,
-    report: Option<MigrateReport>,
-    events: Vec<Value>,
-}
-
 impl<'a> Runner<'a> {
     /// Runs of this plan on these hosts; `program` is `blip-bench` itself,
     /// which the writer's image is made of.
     pub fn new(rig: &'a Rig, plan: &'a Plan, program: &Path) -> Self {
         let program = program.to_owned();
-        Runner { rig, plan, program, has_writer: false, link: None, resident: None, meddler: None }
+        Runner {
+            rig,
+            plan,
+            program,
+            images: BTreeSet::new(),
+            link: None,
+            resident: None,
+            meddler: None,
+        }
     }
 
     /// Makes all runs that the record does not have, and tells each as it is
@@ -116,11 +123,12 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// Has `meddler` break something each time a workload has moved, before
-    /// anything is proved: for tests of the bench itself.
+    /// Has `meddler` break something: it is called with the name of each of
+    /// blip's phases as it begins, and with [`MOVED`] when a workload has moved
+    /// and before anything is proved. For tests of the bench itself.
     #[must_use]
-    pub fn broken_by(mut self, meddler: impl FnMut(&Rig) + 'a) -> Self {
-        self.meddler = Some(Box::new(meddler));
+    pub fn broken_by(mut self, meddler: impl FnMut(&Rig, &str) + 'a) -> Self {
+        self.meddler = Some(RefCell::new(Box::new(meddler)));
         self
     }
 
@@ -130,7 +138,7 @@ impl<'a> Runner<'a> {
     /// When a host's link cannot be given its full rate.
     pub fn clean(&mut self) -> Result<()> {
         self.rig.remove(CONTAINER);
-        self.shape(Link { bits: None })
+        self.shape(Link::default())
     }
 
     fn one(&mut self, cell: &Cell) -> (Sample, Trace) {
@@ -167,8 +175,8 @@ impl<'a> Runner<'a> {
     /// A run over a link. Filling and checking need not wait for a slow one.
     fn on_link(&mut self, link: Link, mover: &mut Mover<'_>) -> Result<(Sample, Trace)> {
         self.shape(link)?;
-        let measured = self.under_load(mover);
-        self.shape(Link { bits: None })?;
+        let measured = self.under_load(mover, link);
+        self.shape(Link::default())?;
         measured
     }
 
@@ -176,7 +184,11 @@ impl<'a> Runner<'a> {
     fn peer(&mut self, name: &str, scenario: &Scenario, link: Link) -> Result<(Sample, Trace)> {
         let mut peer = baseline::named(name).context("a peer of the plan")?;
         let version = format!("{}; {}", peer.version(self.rig), peer.describe());
-        if let Err(why) = peer.can(&scenario.load) {
+        let can = match link.weather() {
+            Some(_) => Err("delay and loss are made by a relay of UDP, and this is TCP".to_owned()),
+            None => peer.can(self.rig, &scenario.load),
+        };
+        if let Err(why) = can {
             let ended = Ended::Impossible;
             let sample = Sample { ended, why: Some(why), peer: Some(version), ..Sample::default() };
             return Ok((sample, Trace::default()));
@@ -186,7 +198,7 @@ impl<'a> Runner<'a> {
         self.has_image(scenario)?;
         let run = |runner: &mut Self, peer: &mut Box<dyn Baseline>| {
             let addr = peer.start(runner.rig, &scenario.load)?;
-            let resident = Resident::settle(runner.rig.place(), scenario, addr)?;
+            let resident = runner.settle(scenario, addr)?;
             runner.resident = Some((resident, Side::A));
             runner.on_link(link, &mut Mover::Peer(peer.as_mut()))
         };
@@ -201,13 +213,28 @@ impl<'a> Runner<'a> {
         Ok((sample, trace))
     }
 
-    /// Gives the hosts the writer's image, if it is needed and not there yet.
+    /// Gives the hosts the scenario's image, if they do not have it yet.
     fn has_image(&mut self, scenario: &Scenario) -> Result<()> {
-        if matches!(scenario.load, Load::Writer(_)) && !self.has_writer {
-            self.rig.lab().add_image(resident::WRITER_IMAGE, &self.program)?;
-            self.has_writer = true;
+        let Container { image, application, .. } = scenario.load.service().container();
+        if !self.images.insert(image) {
+            return Ok(());
+        }
+        if let Some(application) = application {
+            self.rig.lab().add_application(application, None)?;
+        } else if image == writer::IMAGE {
+            self.rig.lab().add_image(image, &self.program)?;
         }
         Ok(())
+    }
+
+    /// Asks a workload that was just started what it holds, and prepares it for
+    /// all its clients.
+    fn settle(&self, scenario: &Scenario, addr: SocketAddr) -> Result<Resident> {
+        let resident = Resident::settle(self.rig.place(), scenario, addr)?;
+        if let Some(crowd) = resident.crowd() {
+            crowd::prepare(self.rig.lab(), &crowd)?;
+        }
+        Ok(resident)
     }
 
     /// The container of this scenario, sound and filled.
@@ -215,13 +242,13 @@ impl<'a> Runner<'a> {
         if self.resident.as_ref().is_some_and(|(r, _)| r.scenario == *scenario) {
             return Ok(());
         }
-        self.shape(Link { bits: None })?;
+        self.shape(Link::default())?;
         self.resident = None;
         self.rig.remove(CONTAINER);
         self.has_image(scenario)?;
         let ip = self.rig.lab().container_address(0);
         let addr = resident::start(self.rig.host("a")?, CONTAINER, ip, &scenario.load)?;
-        let resident = Resident::settle(self.rig.place(), scenario, addr)?;
+        let resident = self.settle(scenario, addr)?;
         self.resident = Some((resident, Side::A));
         Ok(())
     }
@@ -240,19 +267,22 @@ impl<'a> Runner<'a> {
 
     /// The run itself: a client asks all the while, and everything is proved
     /// at the end.
-    fn under_load(&mut self, mover: &mut Mover<'_>) -> Result<(Sample, Trace)> {
+    fn under_load(&mut self, mover: &mut Mover<'_>, link: Link) -> Result<(Sample, Trace)> {
         let (resident, from) = self.resident.as_ref().context("a workload in place")?;
         let (place, from) = (self.rig.place(), *from);
         let quiet = noise::Before::now();
         let spec = Spec {
-            rate: self.plan.probe_rate,
-            counters: COUNTERS,
+            fresh_rate: self.plan.fresh_rate,
             // A connection is given up when the migration is: a long downtime
             // is to be measured, not to be fled from.
             silence: self.plan.limit() + Duration::from_secs(60),
             drain: Duration::from_secs(5),
-            ..Spec::new(resident.addr)
+            ..resident.spec(self.plan.probe_rate)
         };
+        let to = from.other().name();
+        let road = link.weather().map(|weather| self.rig.road(to, weather)).transpose()?;
+        let crowd = resident.crowd();
+        let crowd = crowd.map(|crowd| Crowded::start(self.rig.lab(), &crowd)).transpose()?;
         let probe = Probe::start(spec, place)?;
         let stats = || resident.stats(place);
         let at_first = stats();
@@ -261,14 +291,17 @@ impl<'a> Runner<'a> {
         // The question, and the thread that answered it, are over by then.
         std::thread::sleep(self.plan.margin() / 4);
         probe.mark("migrate");
+        if let Some((road, cut)) = road.as_ref().zip(link.cut) {
+            road.cut(Duration::from_millis(cut.after_ms), Duration::from_millis(cut.for_ms));
+        }
         let sent = sent_by(self.rig.host(from.name())?);
         let moved = match mover {
-            Mover::Own(way) => self.migrate(way, from, &probe)?,
-            Mover::Peer(peer) => by_peer(*peer, self.rig, &probe)?,
+            Mover::Own(way) => self.migrate(way, from, road.as_ref(), &probe)?,
+            Mover::Peer(peer) => mover::by_peer(*peer, self.rig, &probe)?,
         };
         let host_bytes = sent_by(self.rig.host(from.name())?).saturating_sub(sent);
-        if let Some(meddler) = self.meddler.as_mut().filter(|_| moved.ended == Ended::Moved) {
-            meddler(self.rig);
+        if moved.ended == Ended::Moved {
+            self.meddle(MOVED);
         }
         probe.mark("migrated");
         std::thread::sleep(self.plan.margin() / 4);
@@ -278,7 +311,9 @@ impl<'a> Runner<'a> {
         // Only when the client is done: the proof is heavy work.
         let client = ClientSide::of(&probe);
         self.shape_open()?;
-        let mut objections = resident.objections(place, &probe);
+        let (marks, timeline) = (probe.marks.clone(), probe.timeline.clone());
+        let mut objections = crowd.map(Crowded::end).unwrap_or_default();
+        objections.extend(resident.objections(place, probe));
         let should = if moved.ended == Ended::Moved { from.other() } else { from };
         if matches!(mover, Mover::Own(_)) {
             objections.extend(self.misplaced(should));
@@ -299,20 +334,22 @@ impl<'a> Runner<'a> {
             },
             noise: disturbed(quiet, &client, moved.report.as_ref()),
             client,
+            road: road.map(|road| road.counts()),
             host_bytes,
             migration: moved.report,
             ..Sample::default()
         };
-        let trace = Trace {
-            marks: probe.marks,
-            timeline: probe.timeline,
-            events: moved.events,
-            ..Trace::default()
-        };
+        let trace = Trace { marks, timeline, events: moved.events, ..Trace::default() };
         if let Some((_, side)) = &mut self.resident {
             *side = should;
         }
         Ok((sample, trace))
+    }
+
+    fn meddle(&self, moment: &str) {
+        if let Some(meddler) = &self.meddler {
+            meddler.borrow_mut()(self.rig, moment);
+        }
     }
 
     /// What is wrong if the container is not where it should be.
@@ -330,57 +367,27 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    fn migrate(&self, way: &Way, from: Side, probe: &Probe) -> Result<Moved> {
-        match way {
+    fn migrate(&self, way: &Way, from: Side, road: Option<&Relay>, probe: &Probe) -> Result<Moved> {
+        let flags = match way {
             Way::Nothing => {
                 std::thread::sleep(NOTHING);
-                Ok(Moved { ended: Ended::Nothing, ..Moved::default() })
+                return Ok(Moved { ended: Ended::Nothing, ..Moved::default() });
             }
-            Way::Blip(flags) => self.blip(flags, from, probe),
+            Way::Blip(flags) => [&flags[..], &["--remove-source".to_owned()]].concat(),
             Way::Peer(name) => bail!("the peer {name} is not blip"),
-        }
-    }
-
-    fn blip(&self, flags: &[String], from: Side, probe: &Probe) -> Result<Moved> {
-        let mut flags = flags.to_vec();
-        flags.push("--remove-source".to_owned());
+        };
         let order = Order {
             container: CONTAINER,
             from: from.name(),
             to: from.other().name(),
+            via: road.map(Relay::address),
             flags: &flags,
             limit: Some(self.plan.limit()),
         };
-        let mut moved = Moved::default();
-        let ended = self.rig.migrate(&order, &mut |line| {
-            if let Some(report) = MigrateReport::from_line(line)? {
-                moved.report = Some(report);
-                return Ok(());
-            }
-            let Ok(event) = serde_json::from_str::<Value>(line) else { return Ok(()) };
-            if event["event"] == "begin" {
-                probe.mark(event["phase"].as_str().unwrap_or_default());
-            }
-            if event["event"] != "progress" {
-                moved.events.push(event);
-            }
-            Ok(())
-        })?;
-        let said = ended.said.trim();
-        if ended.killed {
-            let limit = self.plan.limit().as_secs();
-            bail!("`blip migrate` was killed after {limit} s; it had said: {said}");
-        }
-        let Some(report) = &moved.report else {
-            bail!("`blip migrate` ended ({}) without a report: {said}", ended.status);
-        };
-        moved.ended = match report.outcome {
-            Outcome::Moved => Ended::Moved,
-            Outcome::Kept => Ended::Kept,
-            Outcome::InDoubt => Ended::InDoubt,
-        };
-        moved.why.clone_from(&report.why);
-        Ok(moved)
+        mover::by_blip(self.rig, &order, &mut |phase| {
+            probe.mark(phase);
+            self.meddle(phase);
+        })
     }
 }
 
@@ -395,16 +402,4 @@ fn disturbed(quiet: noise::Before, client: &ClientSide, report: Option<&MigrateR
         ));
     }
     noise
-}
-
-/// Has a peer move its workload; the bench is the one who looks at the clock.
-fn by_peer(peer: &mut dyn Baseline, rig: &Rig, probe: &Probe) -> Result<Moved> {
-    let began = Instant::now();
-    peer.migrate(rig, &mut |label| probe.mark(label))?;
-    let report = MigrateReport {
-        outcome: Outcome::Moved,
-        total_ms: began.elapsed().as_secs_f64() * 1e3,
-        ..MigrateReport::default()
-    };
-    Ok(Moved { ended: Ended::Moved, report: Some(report), ..Moved::default() })
 }

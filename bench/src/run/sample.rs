@@ -8,6 +8,7 @@ use crate::demo::report::MigrateReport;
 use crate::probe::record::{Bucket, Gap, Latency, Recorded};
 use crate::probe::stall::Stall;
 use crate::probe::{Mark, ProbeReport};
+use crate::relay::Counts;
 
 /// One run, in a line.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub struct Sample {
     /// Bytes that left the source host, whoever sent them: the client's answers
     /// and acknowledgements included.
     pub host_bytes: u64,
+    /// What became of the mover's datagrams, where a relay stood in their way.
+    pub road: Option<Counts>,
     /// The mover's own account. Of a peer only what the bench timed and
     /// counted from outside: the rest is empty.
     pub migration: Option<MigrateReport>,
@@ -82,10 +85,33 @@ pub struct ClientSide {
     /// From the end of the longest gap until answers were as quick as before;
     /// `None`: not while the client asked.
     pub recovery_ms: Option<f64>,
+    /// From the end of the longest gap until 95 % of the earlier throughput,
+    /// answers in time alone counted; `None`: not while the client asked.
+    pub recovery_95_ms: Option<f64>,
+    /// What strangers saw: requests that each had a connection of their own.
+    pub fresh: Option<FreshSide>,
     /// Latencies in each part of the run.
     pub parts: Vec<Part>,
     /// The longest time the bench itself did not run.
     pub stall: Stall,
+}
+
+/// What requests over new connections met.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FreshSide {
+    /// Requests a second that were due.
+    pub rate: u32,
+    /// Requests that came due from the order on, and failed.
+    pub failed: u64,
+    /// Requests that came due before it, and failed.
+    pub failed_before: u64,
+    /// Why, the first few.
+    pub reasons: Vec<String>,
+    /// The longest time without an answer to any of them, from the order on.
+    pub gap_ms: f64,
+    /// Latencies in each part of the run, handshakes included.
+    pub parts: Vec<Part>,
 }
 
 /// A part of the run.
@@ -147,7 +173,8 @@ impl ClientSide {
     pub fn of(probe: &ProbeReport) -> ClientSide {
         let order = probe.marked_ms("migrate").unwrap_or_default();
         let gap = probe.gap_since(order);
-        let parts = parts(probe, order);
+        let cuts = cuts(probe, order);
+        let parts = parts(&probe.recorded, &cuts);
         let usual = parts.first().map(|p| p.latency).unwrap_or_default();
         ClientSide {
             rate: probe.rate,
@@ -157,14 +184,26 @@ impl ClientSide {
             failed: probe.unanswered + probe.refused + probe.unsent,
             reconnects: probe.reconnects,
             recovery_ms: recovery(&probe.recorded, &gap, usual),
+            recovery_95_ms: throughput_back(&probe.recorded, &gap, usual, (0.0, order)),
+            fresh: probe.fresh.as_ref().map(|fresh| FreshSide {
+                rate: fresh.rate,
+                failed: fresh.failed_ms.iter().filter(|ms| **ms >= order).count() as u64,
+                failed_before: fresh.failed_ms.iter().filter(|ms| **ms < order).count() as u64,
+                reasons: fresh.reasons.clone(),
+                gap_ms: fresh.recorded.gap_between(order, f64::INFINITY).ms,
+                parts: self::parts(&fresh.recorded, &cuts),
+            }),
             parts,
             stall: probe.stall,
         }
     }
 }
 
+/// A part's name, its beginning and its end.
+type Cut = (&'static str, f64, f64);
+
 /// Cuts the run at its marks. A part that was not told is left out.
-fn parts(probe: &ProbeReport, order: f64) -> Vec<Part> {
+fn cuts(probe: &ProbeReport, order: f64) -> Vec<Cut> {
     let end = probe.duration_ms;
     let done = probe.marked_ms("migrated").unwrap_or(end);
     let frozen = probe.marked_ms("freeze");
@@ -176,12 +215,47 @@ fn parts(probe: &ProbeReport, order: f64) -> Vec<Part> {
         ("brownout", resumed, Some(done)),
         ("after", Some(done), Some(end)),
     ];
-    let part = |(name, from, to): (&str, Option<f64>, Option<f64>)| {
-        let (from_ms, to_ms) = (from?, to?);
-        let latency = probe.recorded.latency_between(from_ms, to_ms);
-        Some(Part { name: name.to_owned(), from_ms, to_ms, latency })
+    cuts.into_iter().filter_map(|(name, from, to)| Some((name, from?, to?))).collect()
+}
+
+fn parts(recorded: &Recorded, cuts: &[Cut]) -> Vec<Part> {
+    let part = |&(name, from_ms, to_ms): &Cut| {
+        let latency = recorded.latency_between(from_ms, to_ms);
+        Part { name: name.to_owned(), from_ms, to_ms, latency }
     };
-    cuts.into_iter().filter_map(part).collect()
+    cuts.iter().map(part).collect()
+}
+
+/// Latencies up to this are usual, in microseconds: twice the usual 99th
+/// percentile, or a millisecond above it.
+fn usual_us(usual: Latency) -> u64 {
+    (2 * usual.p99_us).max(usual.p99_us + 1_000)
+}
+
+/// From the end of a gap until a tenth of a second had 95 % of the answers in
+/// time that such a stretch had in the time `before`. What had piled up does
+/// not count: its answers are not in time.
+fn throughput_back(
+    recorded: &Recorded,
+    gap: &Gap,
+    usual: Latency,
+    before: (f64, f64),
+) -> Option<f64> {
+    const STRETCH: f64 = 100.0;
+    let in_time = |s: &&crate::probe::record::Sample| u64::from(s.latency_us) <= usual_us(usual);
+    let mut at: Vec<f64> =
+        recorded.samples.iter().filter(in_time).map(|s| s.answered_ms()).collect();
+    at.sort_by(f64::total_cmp);
+    let within = |from: f64, to: f64| {
+        at.partition_point(|ms| *ms < to) - at.partition_point(|ms| *ms < from)
+    };
+    let span = before.1 - before.0;
+    let earlier = within(before.0, before.1) as f64 / span * STRETCH;
+    let last = recorded.samples.iter().map(|s| s.answered_ms()).fold(0.0, f64::max);
+    let starts = (0..).map(|n| gap.to_ms + f64::from(n) * 5.0);
+    let mut starts = starts.take_while(|from| from + STRETCH <= last);
+    let back = starts.find(|from| within(*from, from + STRETCH) as f64 >= 0.95 * earlier)?;
+    Some(back - gap.to_ms)
 }
 
 /// How long latencies stayed unusual after a gap: until a tenth of a second in
@@ -189,7 +263,7 @@ fn parts(probe: &ProbeReport, order: f64) -> Vec<Part> {
 /// it by less than a millisecond.
 fn recovery(recorded: &Recorded, gap: &Gap, usual: Latency) -> Option<f64> {
     const CALM: usize = 10;
-    let most = (2 * usual.p99_us).max(usual.p99_us + 1_000);
+    let most = usual_us(usual);
     let after: Vec<_> = recorded.timeline.iter().filter(|b| b.at_ms as f64 >= gap.to_ms).collect();
     let calm = |buckets: &[&Bucket]| buckets.iter().all(|b| u64::from(b.p99_us) <= most);
     let first = after.windows(CALM).find(|buckets| calm(buckets))?.first()?.at_ms as f64;

@@ -6,12 +6,10 @@ use super::run::{Case, Result, price};
 use super::workload::Container;
 use blip_engine::plan::Goal;
 use blip_engine::plan::model::Rest;
-use blip_engine::plan::rehearsal::{Truth, World};
+use blip_engine::plan::rehearsal::{Reading, Truth, World};
 use blip_transport::units::{ByteSize, PageCount};
 use std::time::Duration;
 
-/// How close two moments are.
-const STEP: Duration = Duration::from_millis(250);
 /// Rounds tried.
 const ROUNDS: u32 = 40;
 
@@ -23,6 +21,7 @@ pub(super) fn best(case: &Case, goal: &Goal) -> Result {
     tries.fold(first, |best, next| if better(&next, &best) { next } else { best })
 }
 
+#[derive(Clone)]
 struct Search<'a> {
     case: &'a Case,
     goal: &'a Goal,
@@ -43,21 +42,19 @@ impl<'a> Search<'a> {
         let mut found = Vec::new();
         self.try_now(PageCount(0), &mut found);
         while self.rounds < ROUNDS {
-            let scan = self.world.scan(hold);
+            self.world.scan(self.now, hold);
             let overhead = self.world.overhead();
             self.advance(overhead / 2);
-            let mut left = (scan.dirty.0 - scan.held_back.0) as f64;
-            while left > 0.0 {
-                let pages_a_second = self.world.pace().0 / PageCount(1).bytes().0 as f64;
-                let step = Duration::from_secs_f64(left / pages_a_second).min(STEP);
-                let sent = (pages_a_second * step.as_secs_f64()).min(left);
-                self.advance(step);
-                left = if step < STEP { 0.0 } else { left - sent };
-                self.wire += sent * PageCount(1).bytes().0 as f64 * self.world.squeeze();
-                if left > 0.0 {
-                    self.try_now(PageCount(left as u64), &mut found);
-                }
+            let mut reading = Reading::begin(self.now, hold, hold);
+            while reading.go_on(&mut self.world, &mut self.now, 0) {
+                // Here and now, the round broken off.
+                let mut now = self.clone();
+                let undone = reading.end(&mut now.world, self.now);
+                now.wire += reading.wire;
+                now.try_now(undone, &mut found);
             }
+            reading.end(&mut self.world, self.now);
+            self.wire += reading.wire;
             self.advance(overhead / 2);
             self.rounds += 1;
             self.try_now(PageCount(0), &mut found);
@@ -77,7 +74,7 @@ impl<'a> Search<'a> {
     fn freeze(&self, undone: PageCount, how: Rest) -> Result {
         let mut world = self.world.clone();
         let memory = world.resident();
-        let rest = PageCount((world.scan(false).dirty.0 + undone.0).min(memory.0));
+        let rest = PageCount((world.scan(self.now, false).dirty.0 + undone.0).min(memory.0));
         let send = Duration::from_secs_f64(rest.bytes().0 as f64 / world.pace().0);
         let downtime = self.truth.downtime(self.goal, memory, send, how);
         let wire = self.wire + rest.bytes().0 as f64 * world.squeeze();

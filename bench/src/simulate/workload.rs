@@ -2,7 +2,7 @@
 //! the same habit, no page has a name, and what is random is a function of the
 //! seed and of the time, so that whoever looks when changes nothing.
 
-use blip_engine::plan::rehearsal::{Found, World};
+use blip_engine::plan::rehearsal::{Band, World};
 use blip_transport::link::quic::settings::MAX_IN_FLIGHT;
 use blip_transport::units::{Bandwidth, PageCount};
 use std::time::Duration;
@@ -68,8 +68,9 @@ impl Habit {
 
     /// Bands as (MiB, bytes a second).
     fn bands(self) -> Vec<Band> {
-        let random = |mib: f64, rate: f64| Band::new(mib, rate, false);
-        match self {
+        let writes = |bytes_a_second: f64| bytes_a_second / (MIB / PAGES_PER_MIB);
+        let random = |mib: f64, rate: f64| Band::random(mib * PAGES_PER_MIB, writes(rate));
+        let mut bands = match self {
             Self::Idle => vec![random(0.2, 1e6)],
             Self::Uniform => vec![random(1024.0, 20e6)],
             Self::HotSet => vec![random(64.0, 200e6), random(960.0, 1e6)],
@@ -77,62 +78,15 @@ impl Habit {
                 vec![random(2.0, 100e6), random(30.0, 30e6), random(256.0, 5e6), random(736.0, 5e5)]
             }
             Self::Phases => vec![random(128.0, 150e6), random(896.0, 1e6)],
-            Self::Streaming => vec![Band::new(512.0, 80e6, true), random(1.0, 1e6)],
+            Self::Streaming => {
+                vec![Band::walk(512.0 * PAGES_PER_MIB, writes(80e6)), random(1.0, 1e6)]
+            }
             Self::Fast => vec![random(512.0, 600e6)],
             Self::Adversarial => vec![random(256.0, 250e6), random(768.0, 1e6)],
-        }
-    }
-}
-
-/// Pages that are written to alike.
-#[derive(Clone, Copy, Debug)]
-struct Band {
-    pages: f64,
-    /// Writes a second to any one page, or, if they are walked through, pages a
-    /// second.
-    rate: f64,
-    walks: bool,
-    /// Of the pages that are not held back, the share that is dirty, and the
-    /// share that the last scan found so.
-    dirty: f64,
-    before: f64,
-    held: f64,
-}
-
-impl Band {
-    fn new(mib: f64, bytes_a_second: f64, walks: bool) -> Self {
-        let pages = mib * PAGES_PER_MIB;
-        let writes = bytes_a_second / (MIB / PAGES_PER_MIB);
-        let rate = if walks { writes } else { writes / pages };
-        Self { pages, rate, walks, dirty: 0.0, before: 0.0, held: 0.0 }
-    }
-
-    fn run(&mut self, seconds: f64) {
-        if self.walks {
-            self.dirty = (self.dirty + self.rate * seconds / self.pages).min(1.0);
-        } else {
-            self.dirty = 1.0 - (1.0 - self.dirty) * (-self.rate * seconds).exp();
-        }
-    }
-
-    fn scan(&mut self, hold_back: bool) -> (f64, f64, f64) {
-        let open = self.pages - self.held;
-        let fresh = open * self.dirty;
-        // Whoever walks comes back only after the whole way.
-        let again = match self.walks {
-            true => (self.dirty + self.before - 1.0).max(0.0) * open,
-            false => fresh * self.before,
         };
-        let (found, hot) = (self.held + fresh, self.held + again);
-        if hold_back {
-            self.held = hot;
-            self.before = (fresh - again) / (self.pages - hot).max(1.0);
-        } else {
-            self.held = 0.0;
-            self.before = found / self.pages;
-        }
-        self.dirty = 0.0;
-        (found, hot, self.held)
+        let written: f64 = bands.iter().map(Band::pages).sum();
+        bands.push(Band::random((MEMORY.0 as f64 - written).max(0.0), 0.0));
+        bands
     }
 }
 
@@ -145,7 +99,6 @@ pub struct Container {
     rtt: Duration,
     seed: u64,
     now: f64,
-    scans: u32,
     /// Until when the adversary writes.
     roused: f64,
 }
@@ -154,7 +107,7 @@ impl Container {
     /// One that has just been looked at for the first time by nobody.
     pub fn new(habit: Habit, link: Bandwidth, rtt: Duration, seed: u64) -> Self {
         let bands = habit.bands();
-        Self { habit, bands, link, rtt, seed, now: 0.0, scans: 0, roused: 0.0 }
+        Self { habit, bands, link, rtt, seed, now: 0.0, roused: 0.0 }
     }
 
     /// A number around 1, the same for the same moment.
@@ -194,23 +147,14 @@ impl World for Container {
         }
     }
 
-    fn scan(&mut self, hold_back: bool) -> Found {
-        self.scans += 1;
-        let mut sum = [0.0; 3];
-        for band in &mut self.bands {
-            let (dirty, hot, held) = band.scan(hold_back && self.scans > 2);
-            sum = [sum[0] + dirty, sum[1] + hot, sum[2] + held];
-        }
-        let count = |pages: f64| PageCount(pages.round() as u64);
-        if self.scans == 1 {
-            return Found { dirty: MEMORY, ..Found::default() };
-        }
-        if self.habit == Habit::Adversarial && sum[0] < 4_000.0 {
+    fn bands(&mut self) -> &mut [Band] {
+        &mut self.bands
+    }
+
+    fn scanned(&mut self, _: Duration, dirty: PageCount) {
+        if self.habit == Habit::Adversarial && dirty.0 < 4_000 {
             self.roused = self.now + 1.0;
         }
-        let hot = if self.scans == 2 { 0.0 } else { sum[1] };
-        let held_back = count(sum[2]).min(count(sum[0]));
-        Found { dirty: count(sum[0]), hot: count(hot), held_back }
     }
 
     fn pace(&self) -> Bandwidth {
@@ -247,9 +191,9 @@ mod tests {
 
     fn dirty_after(habit: Habit, seconds: f64) -> f64 {
         let mut container = container(habit);
-        container.scan(false);
+        container.scan(Duration::ZERO, false);
         container.run(Duration::from_secs_f64(seconds), 0);
-        container.scan(false).dirty.0 as f64 / PAGES_PER_MIB
+        container.scan(Duration::ZERO, false).dirty.0 as f64 / PAGES_PER_MIB
     }
 
     #[test]
@@ -266,11 +210,14 @@ mod tests {
     #[test]
     fn who_looks_when_changes_nothing() {
         let (mut once, mut often) = (container(Habit::HotSet), container(Habit::HotSet));
+        for container in [&mut once, &mut often] {
+            container.scan(Duration::ZERO, false);
+        }
         once.run(Duration::from_millis(1_000), 0);
         for _ in 0..20 {
             often.run(Duration::from_millis(50), 0);
         }
-        let [a, b] = [once.scan(false), often.scan(false)];
+        let [a, b] = [once.scan(Duration::ZERO, false), often.scan(Duration::ZERO, false)];
         assert!(a.dirty.0.abs_diff(b.dirty.0) <= a.dirty.0 / 100, "{a:?} {b:?}");
     }
 
@@ -278,10 +225,11 @@ mod tests {
     fn hot_pages_wait_and_walked_ones_do_not() {
         for (habit, waits) in [(Habit::HotSet, true), (Habit::Streaming, false)] {
             let mut container = container(habit);
-            let mut found = Found::default();
-            for _ in 0..4 {
-                found = container.scan(true);
-                container.run(Duration::from_millis(800), 0);
+            let mut found = container.scan(Duration::ZERO, true);
+            for scan in 1..5 {
+                let time = Duration::from_millis(800);
+                container.run(time, 0);
+                found = container.scan(time * scan, true);
             }
             assert_eq!(found.held_back.0 > 10_000, waits, "{habit:?} {found:?}");
             assert!(found.held_back <= found.hot && found.hot <= found.dirty);
@@ -291,10 +239,10 @@ mod tests {
     #[test]
     fn the_adversary_waits_for_short_rounds() {
         let mut container = container(Habit::Adversarial);
-        container.scan(false);
+        container.scan(Duration::ZERO, false);
         container.run(Duration::from_secs(8), 0);
-        assert!(container.scan(false).dirty.0 < 4_000);
+        assert!(container.scan(Duration::ZERO, false).dirty.0 < 4_000);
         container.run(Duration::from_millis(500), 0);
-        assert!(container.scan(false).dirty.0 > 10_000);
+        assert!(container.scan(Duration::ZERO, false).dirty.0 > 10_000);
     }
 }

@@ -8,8 +8,6 @@ B=/bin/busybox
 $B mount -t proc proc /proc
 $B mount -t sysfs sys /sys
 $B mount -t devtmpfs dev /dev
-# Pages of 2 MiB would count as one where soft-dirty bits are kept.
-echo @THP@ >/sys/kernel/mm/transparent_hugepage/enabled
 HOME_OF_ROOT=$($B echo /cache/*)
 ROOT=$HOME_OF_ROOT/rootfs
 for dir in proc sys dev; do $B mount --bind /$dir $ROOT/$dir; done
@@ -25,6 +23,7 @@ $B mount --bind /cache var/cache/blip-lab
 $B mount --bind /rw/labs var/lib/blip-lab
 $B mount -t proc proc proc
 $B mount -t sysfs sys sys
+$B mount -t debugfs debug sys/kernel/debug
 $B mount --rbind /dev dev
 $B mkdir -p dev/pts dev/shm
 $B mount -t devpts devpts dev/pts

@@ -10,6 +10,8 @@ use tempfile::TempDir;
 const SCRIPT: &str = "blip-job";
 /// The tar's name.
 const TAR: &str = "job.tar";
+/// The folder of what is taken along.
+const ALONG: &str = "along";
 
 /// A job on disk; gone when dropped.
 #[derive(Debug)]
@@ -38,18 +40,34 @@ pub(super) fn pack(spec: &VmSpec) -> Result<Job> {
     let mut tar = run::program("tar");
     tar.arg("--create").arg("--file").arg(job.tar());
     tar.arg("--directory").arg(job.folder.path()).arg(SCRIPT);
-    if !spec.files.is_empty() {
-        tar.args(["--directory", "/"]);
-    }
+    let along = job.file(ALONG);
+    fs::create_dir(&along).map_err(|e| on("making", &along, e))?;
+    tar.arg("--directory").arg(&along);
     for file in &spec.files {
         let found = fs::canonicalize(file).map_err(|_| VmError::NoFile(file.clone()))?;
-        tar.arg(found.strip_prefix("/").unwrap_or(&found));
+        let place = found.strip_prefix("/").unwrap_or(&found);
+        lay_out(&found, &along.join(place))?;
+        tar.arg(place);
     }
     run::run("packing the job", &mut tar)?;
     // A disk is whole sectors, and an empty one no disk at all.
     let path = job.tar();
     pad(&path).map_err(|e| on("padding", &path, e))?;
     Ok(job)
+}
+
+/// Copies a file; a program without its debugging information, which is most
+/// of it and would have to be unpacked by an emulated processor.
+fn lay_out(file: &Path, to: &Path) -> Result<()> {
+    let parent = to.parent().unwrap_or(to);
+    fs::create_dir_all(parent).map_err(|e| on("making", parent, e))?;
+    let mut strip = run::program("strip");
+    strip.args(["--strip-debug", "-o"]).arg(to).arg(file);
+    if run::run("stripping a program", &mut strip).is_err() {
+        // No program, or there is no `strip`.
+        fs::copy(file, to).map_err(|e| on("copying", file, e))?;
+    }
+    Ok(())
 }
 
 fn pad(path: &Path) -> std::io::Result<()> {

@@ -37,7 +37,8 @@ pub struct VmSpec {
     pub suite: Suite,
     /// The command, its words unquoted.
     pub command: Vec<String>,
-    /// Files to be found in the machine at the same paths.
+    /// Files to be found in the machine at the same paths; programs without
+    /// their debugging information.
     pub files: Vec<PathBuf>,
     /// Its memory in MiB.
     pub memory: u32,

@@ -73,10 +73,10 @@ pub(super) fn ensure(spec: &VmSpec) -> Result<Parts> {
         unpack(&suite, "linux-image-cloud-amd64", &mirror, &to.join("root"))?;
         extract(&to.join("root/boot"), &to.join("vmlinux"))
     })?;
-    let salt = format!("{INIT} {} {}", root.display(), spec.huge_pages);
+    let salt = format!("{INIT} {}", root.display());
     let disk = part("disk", &suite, &salt, |to| {
         (spec.progress)("making the disk (once)");
-        make_disk(&root, &kernel, spec.huge_pages, to)
+        make_disk(&root, &kernel, to)
     })?;
     Ok(Parts {
         emulator: emulator.join("root"),
@@ -183,7 +183,7 @@ fn unpacked(packer: &str, packed: &[u8]) -> Vec<u8> {
 
 /// Makes the disk: the lab's cache with one root, which has the kernel's
 /// modules, and the first program.
-fn make_disk(root: &Path, kernel: &Path, huge_pages: bool, to: &Path) -> Result<()> {
+fn make_disk(root: &Path, kernel: &Path, to: &Path) -> Result<()> {
     let tree = to.join("tree");
     for folder in ["bin", "proc", "sys", "dev", "new", "rw", "cache"] {
         let folder = tree.join(folder);
@@ -197,9 +197,8 @@ fn make_disk(root: &Path, kernel: &Path, huge_pages: bool, to: &Path) -> Result<
     copy(root, &tree.join("cache"))?;
     let own = tree.join("cache").join(root.file_name().unwrap_or_default()).join("rootfs");
     copy(&own.join("usr/bin/busybox"), &tree.join("bin/busybox"))?;
-    let init = INIT.replace("@THP@", if huge_pages { "always" } else { "never" });
     let path = tree.join("init");
-    fs::write(&path, init).map_err(|e| on("writing", &path, e))?;
+    fs::write(&path, INIT).map_err(|e| on("writing", &path, e))?;
     run::run("the first program", run::program("chmod").arg("755").arg(&path))?;
 
     let modules = own.join("usr/lib/modules");

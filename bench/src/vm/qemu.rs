@@ -74,7 +74,7 @@ fn command(spec: &VmSpec, parts: &Parts, job: &Job) -> Command {
     command.args(["-accel", "tcg,thread=multi,tb-size=256", "-M", "q35", "-cpu", "max"]);
     command.args(["-smp", "2", "-m", &spec.memory.to_string()]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    command.arg("-kernel").arg(&parts.kernel).args(["-append", KERNEL_LINE]);
+    command.arg("-kernel").arg(&parts.kernel).args(["-append", &kernel_line(spec)]);
     command.args(["-drive", &drive("root", &parts.disk, "snapshot=on")]);
     command.args(["-device", "nvme,drive=root,serial=root"]);
     command.args(["-drive", &drive("job", &job.tar(), "readonly=on")]);
@@ -87,6 +87,12 @@ fn command(spec: &VmSpec, parts: &Parts, job: &Job) -> Command {
     command.args(["-serial", &format!("file:{}", escape(&job.file("console")))]);
     command.stdin(Stdio::null());
     command
+}
+
+/// Pages of 2 MiB would count as one where soft-dirty bits are kept.
+fn kernel_line(spec: &VmSpec) -> String {
+    let huge = if spec.huge_pages { "always" } else { "never" };
+    format!("{KERNEL_LINE} transparent_hugepage={huge}")
 }
 
 fn drive(id: &str, file: &Path, how: &str) -> String {

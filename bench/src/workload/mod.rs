@@ -9,4 +9,5 @@
 
 pub mod dataset;
 pub mod redis;
+pub mod service;
 pub mod writer;

@@ -123,11 +123,23 @@ impl Hosts {
 
     /// Starts a container on the source.
     pub(crate) fn run(&self, name: &str, options: &str, image: &str, command: &[&str]) {
+        self.run_on(self.a(), name, options, image, command);
+    }
+
+    /// Starts a container.
+    pub(crate) fn run_on(
+        &self,
+        host: &Host,
+        name: &str,
+        options: &str,
+        image: &str,
+        command: &[&str],
+    ) {
         let mut words = vec!["docker", "run", "--detach", "--name", name];
         words.extend(options.split_whitespace());
         words.push(image);
         words.extend(command);
-        self.a().run(&words).expect("docker run");
+        host.run(&words).expect("docker run");
     }
 
     /// Starts a Redis on the source that holds `bytes` of data.
@@ -195,8 +207,12 @@ impl Hosts {
 
     /// The same with more flags.
     pub(crate) fn start_migration_with(&self, name: &str, flags: &str) -> Migration {
-        let to = self.b().address().to_string();
-        let mut words = vec![BLIP, "migrate", name, "--to", &to, "--json"];
+        self.start_migration_to(name, &self.b().address().to_string(), flags)
+    }
+
+    /// The same over a road that is not the straight one.
+    pub(crate) fn start_migration_to(&self, name: &str, to: &str, flags: &str) -> Migration {
+        let mut words = vec![BLIP, "migrate", name, "--to", to, "--json"];
         words.extend(flags.split_whitespace());
         let mut command = self.a().command(&words);
         let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());

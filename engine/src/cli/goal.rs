@@ -38,7 +38,7 @@ pub(super) struct GoalArgs {
     #[arg(long, value_name = "auto|off|MAX%", value_parser = throttle, allow_hyphen_values = true)]
     throttle: Option<ThrottleLimit>,
     /// Send pages again each time they are dirtied, instead of holding back
-    /// those that are dirtied round after round
+    /// those that are written again and again
     #[arg(long)]
     no_hold_back: bool,
 }

@@ -1,9 +1,13 @@
 //! `blip migrate`.
 
 use super::goal::GoalArgs;
-use super::{Places, exit, show};
+use super::values::keep;
+use super::{Places, exit, show, values};
+use crate::connections;
 use crate::event::Events;
+use crate::external::Restore;
 use crate::handover::Outcome;
+use crate::kept::KeepLimit;
 use crate::source::newcomers::Unaccepted;
 use crate::source::volumes::Choice;
 use crate::source::{MigrateError, Order, migrate};
@@ -12,6 +16,7 @@ use crate::track::TrackerChoice;
 use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// What to move, where to, and how.
@@ -30,6 +35,18 @@ pub(super) struct MigrateArgs {
     /// target have its own; PATH is where it is in the container
     #[arg(long = "bind", value_name = "copy|shared|exclude=PATH")]
     binds: Vec<Choice>,
+    /// Who restores the container on the target
+    #[arg(long, value_enum, default_value_t)]
+    restore: Restore,
+    /// What becomes of established TCP connections
+    #[arg(long, value_enum, default_value_t)]
+    tcp: connections::Choice,
+    /// Keep accepting connections to the container's published ports here, and
+    /// relay them to the target, for a while (10m without a DURATION). The
+    /// container sees this host as its client
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "10m",
+          value_parser = values::forward)]
+    forward: Option<Duration>,
     /// The container's name on the target
     #[arg(long, value_name = "NAME")]
     rename: Option<String>,
@@ -43,10 +60,18 @@ pub(super) struct MigrateArgs {
     /// have their clients get a reset
     #[arg(long, value_enum, value_name = "WHAT", default_value_t, hide_possible_values = true)]
     unaccepted: Unaccepted,
-    /// Remove the container here once it has moved (default: keep it, stopped
-    /// and renamed NAME.moved-TICKET)
+    /// Keep the container here once it has moved: stopped, renamed
+    /// NAME.moved-TICKET, and never restarted (the default)
+    #[arg(long, conflicts_with = "remove_source")]
+    keep_source: bool,
+    /// Remove the container here once it has moved; its volumes stay
     #[arg(long)]
     remove_source: bool,
+    /// How much of its memory is kept here for an hour, so that it need not be
+    /// sent again should the container come back: auto (a quarter of what is
+    /// free), off, or a size such as 2GiB
+    #[arg(long, value_name = "auto|off|SIZE", value_parser = keep, default_value = "auto")]
+    keep_memory: KeepLimit,
     /// Print events as JSON, one object a line, the report last; `blip help
     /// events` describes them
     #[arg(long)]
@@ -77,7 +102,11 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
         binds: args.binds,
         keep_address: args.keep_address,
         unaccepted: args.unaccepted,
+        restore: args.restore,
+        tcp: args.tcp,
+        forward: args.forward.filter(|time| !time.is_zero()),
         remove_source: args.remove_source,
+        keep: args.keep_memory,
         identity: places.identity,
         state: places.state,
         interrupt,

@@ -1,6 +1,7 @@
 //! The command line: what a user types, and what a user reads.
 
 mod agent;
+mod forward;
 mod goal;
 mod migrate;
 mod pair;
@@ -75,6 +76,8 @@ enum Command {
     Status(status::list::StatusArgs),
     /// Ask the target what became of a handover in doubt, and act on it
     Resolve(status::ResolveArgs),
+    /// List or end what is forwarded from this host (`migrate --forward`)
+    Forward(forward::ForwardArgs),
     /// Describe what `blip migrate --json` prints
     #[command(after_long_help = show::guide::EVENTS)]
     Events,
@@ -105,6 +108,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check => status::check().await,
         Command::Status(args) => status::list::status(&args, &cli.places),
         Command::Resolve(args) => status::resolve(&args, &cli.places).await,
+        Command::Forward(args) => forward::run(args, &cli.places).await,
         Command::Events => {
             println!("{}", show::guide::EVENTS);
             Ok(ExitCode::SUCCESS)

@@ -1,7 +1,8 @@
 //! Values as people write them: times, rates, shares. Pure.
 
+use crate::kept::KeepLimit;
 use crate::plan::ThrottleLimit;
-use blip_transport::units::Bandwidth;
+use blip_transport::units::{Bandwidth, ByteSize};
 use std::time::Duration;
 
 /// A downtime that somebody could keep.
@@ -12,6 +13,14 @@ pub(super) fn downtime(text: &str) -> Result<Duration, String> {
 /// A time from now.
 pub(super) fn deadline(text: &str) -> Result<Duration, String> {
     time(text, "2m", "it is over before it begins")
+}
+
+/// A time for which to forward; 0: not at all.
+pub(super) fn forward(text: &str) -> Result<Duration, String> {
+    if text.trim() == "0" {
+        return Ok(Duration::ZERO);
+    }
+    time(text, "10m (the container's name goes before --forward)", "0 alone means: do not")
 }
 
 fn time(text: &str, example: &str, no_zero: &str) -> Result<Duration, String> {
@@ -54,6 +63,30 @@ pub(super) fn bandwidth(text: &str) -> Result<Bandwidth, String> {
     Ok(Bandwidth(rate))
 }
 
+/// How much memory to keep: in bytes, with a binary or decimal prefix.
+pub(super) fn keep(text: &str) -> Result<KeepLimit, String> {
+    match text.trim() {
+        "auto" => return Ok(KeepLimit::Auto),
+        "off" => return Ok(KeepLimit::Most(ByteSize(0))),
+        _ => {}
+    }
+    let say = || format!("'{text}' is neither auto nor off nor a size such as 512MiB or 2GiB");
+    let (number, unit) =
+        text.trim().split_at(text.trim().find(|c: char| !c.is_ascii_digit()).ok_or_else(say)?);
+    let number: u64 = number.parse().map_err(|_| say())?;
+    let factor = match unit.trim().strip_suffix('B').ok_or_else(say)? {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => return Err(say()),
+    };
+    number.checked_mul(factor).map(|size| KeepLimit::Most(ByteSize(size))).ok_or_else(say)
+}
+
 /// Bytes a second in one `unit`.
 fn factor(unit: &str) -> Option<f64> {
     let (prefix, base) = if let Some(prefix) = unit.strip_suffix("bit") {
@@ -92,6 +125,16 @@ pub(super) fn throttle(text: &str) -> Result<ThrottleLimit, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_is_read_strictly() {
+        assert_eq!(keep("auto"), Ok(KeepLimit::Auto));
+        assert_eq!(keep("off"), Ok(KeepLimit::Most(ByteSize(0))));
+        assert_eq!(keep("2GiB"), Ok(KeepLimit::Most(ByteSize(2 << 30))));
+        for bad in ["", "2", "GiB", "2 apples", "-1GiB", "1.5GiB", "99999999999GiB"] {
+            assert!(keep(bad).unwrap_err().contains("such as"), "{bad}");
+        }
+    }
 
     #[test]
     fn rates_are_bits_or_bytes_as_they_say() {

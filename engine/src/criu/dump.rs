@@ -46,6 +46,8 @@ pub struct DumpSpec {
     pub descriptors: Vec<String>,
     /// Whether the container has a terminal.
     pub terminal: bool,
+    /// TCP connections stay behind: they are dumped as closed ones.
+    pub close_connections: bool,
     /// Leave out connections that nobody has accepted, instead of refusing.
     pub skip_in_flight: bool,
 }
@@ -212,7 +214,8 @@ fn options(spec: &DumpSpec, directory: &File) -> Opts {
         network_lock: Some(rpc::NETWORK_LOCK_SKIP),
         notify_scripts: Some(true),
         lazy_pages: Some(true),
-        tcp_established: Some(true),
+        tcp_established: (!spec.close_connections).then_some(true),
+        tcp_close: spec.close_connections.then_some(true),
         ext_unix_sk: Some(true),
         file_locks: Some(true),
         link_remap: Some(true),

@@ -13,6 +13,7 @@
 
 use super::image::{Image, ImageError, Kind, PageMapEntry, PageMapHead, dump_stats};
 use super::rpc::{self, Environment, Opts, RpcError, Said, Worker};
+use crate::memory;
 use crate::track::runs::Runs;
 use blip_transport::page::{PageRun, SpaceId};
 use blip_transport::units::{ByteSize, PAGE_SIZE, PageCount};
@@ -51,6 +52,16 @@ pub enum PreDumpError {
     /// It took too long.
     #[error("criu was not done with its pre-dump within {LIMIT:?}")]
     TooSlow,
+    /// Its images might not fit.
+    #[error("a pre-dump may take {needs}, and {path:?} has room for {has}")]
+    NoRoom {
+        /// Where.
+        path: PathBuf,
+        /// The most it can take.
+        needs: ByteSize,
+        /// What there is.
+        has: ByteSize,
+    },
     /// Its images.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -119,15 +130,19 @@ impl Chain {
 
     /// The next pre-dump has no parent: it takes all pages.
     pub fn begin_anew(&mut self) {
-        self.parent = None;
+        if let Some(parent) = self.parent.take() {
+            let _ = fs::remove_dir_all(parent);
+        }
     }
 
-    /// Makes a pre-dump. To be called off the async threads.
+    /// Makes a pre-dump of at most `expected` bytes. To be called off the async
+    /// threads.
     ///
     /// # Errors
     /// [`PreDumpError`]; soft-dirty bits may have been cleared, so that the
     /// chain [begins anew](Self::begin_anew).
-    pub fn pre_dump(&mut self, mode: Mode) -> Result<Taken, PreDumpError> {
+    pub fn pre_dump(&mut self, mode: Mode, expected: ByteSize) -> Result<Taken, PreDumpError> {
+        self.look_for_room(expected)?;
         let directory = self.spec.directory.join(format!("pre-{}", self.next));
         self.next += 1;
         let taken = self.make(&directory, mode);
@@ -145,6 +160,23 @@ impl Chain {
             }
         }
         taken
+    }
+
+    /// Others write to the same file system, and need memory: an image must not
+    /// find out that there is none left.
+    fn look_for_room(&self, needs: ByteSize) -> Result<(), PreDumpError> {
+        let path = &self.spec.directory;
+        let at = |source| PreDumpError::File { path: path.clone(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at)?;
+        let stat = nix::sys::statvfs::statvfs(path).map_err(|errno| at(errno.into()))?;
+        let mut has = ByteSize(stat.blocks_available() * stat.fragment_size());
+        if is_in_memory(path) {
+            has = has.min(memory::available());
+        }
+        if has.0 < needs.0 + needs.0 / 8 {
+            return Err(PreDumpError::NoRoom { path: path.clone(), needs, has });
+        }
+        Ok(())
     }
 
     fn make(&mut self, directory: &Path, mode: Mode) -> Result<Taken, PreDumpError> {
@@ -197,6 +229,11 @@ impl Drop for Chain {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.spec.directory);
     }
+}
+
+fn is_in_memory(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path)
+        .is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
 }
 
 fn size_of_pages(directory: &Path) -> io::Result<ByteSize> {

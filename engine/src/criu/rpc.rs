@@ -94,7 +94,7 @@ pub struct Opts {
     /// Freezer directory that holds the tree.
     #[prost(string, optional, tag = "44")]
     pub freeze_cgroup: Option<String>,
-    /// Leave out TCP connections that nobody has accepted.
+    /// Leave out connections that nobody has accepted yet.
     #[prost(bool, optional, tag = "46")]
     pub tcp_skip_in_flight: Option<bool>,
     /// Leave private anonymous memory out of the images.
@@ -106,6 +106,9 @@ pub struct Opts {
     /// More options, in a file.
     #[prost(string, optional, tag = "51")]
     pub config_file: Option<String>,
+    /// Dump established TCP connections as closed ones, and leave them alone.
+    #[prost(bool, optional, tag = "52")]
+    pub tcp_close: Option<bool>,
     /// How a pre-dump takes the pages.
     #[prost(int32, optional, tag = "61")]
     pub pre_dump_mode: Option<i32>,

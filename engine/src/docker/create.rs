@@ -33,7 +33,6 @@ impl Copy {
         let mut host: HostConfig = original.all.host_config.clone().unwrap_or_default();
         host.runtime = Some(RUNTIME.to_owned());
         host.restart_policy = Some(never_restart());
-        host.auto_remove = Some(false);
         // The others' container is not there, their volumes are.
         let foreign = host.volumes_from.take().unwrap_or_default();
         if !foreign.is_empty() {

@@ -83,6 +83,17 @@ impl Inspection {
         settings.networks.unwrap_or_default().into_iter().collect()
     }
 
+    /// The containers it is linked with, by name.
+    pub fn links(&self) -> Vec<String> {
+        let host = self.all.host_config.as_ref().and_then(|host| host.links.clone());
+        let endpoints = self.networks().into_values().flat_map(|at| at.links.unwrap_or_default());
+        // `/other:/this/alias` on the default bridge, `other:alias` elsewhere.
+        let names = host.unwrap_or_default().into_iter().chain(endpoints);
+        let names = names
+            .filter_map(|link| Some(link.split(':').next()?.trim_start_matches('/').to_owned()));
+        names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
     /// The name of its image, as it was given to `docker run`.
     pub fn image_name(&self) -> String {
         let name = self.all.config.as_ref().and_then(|config| config.image.clone());
@@ -138,6 +149,12 @@ impl Docker {
     pub async fn version(&self) -> Result<String, DockerError> {
         let version = self.api.version().await.map_err(request("tell its version"))?;
         Ok(version.version.unwrap_or_default())
+    }
+
+    /// Whether its experimental features are on.
+    pub async fn is_experimental(&self) -> Result<bool, DockerError> {
+        let version = self.api.version().await.map_err(request("tell its version"))?;
+        Ok(version.experimental.unwrap_or(false))
     }
 
     /// The directory that holds everything of Docker's.

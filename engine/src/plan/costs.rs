@@ -40,16 +40,20 @@ impl Cost {
         Self { ms, spread_ms, samples: 0 }
     }
 
-    /// Takes in an observation. A default counts for one.
+    /// Takes in an observation. What was measured elsewhere counts for nothing
+    /// beside it, but for how much such a cost varies.
     fn learn(&mut self, ms: f64) {
         if !ms.is_finite() || ms < 0.0 {
             return;
         }
         self.samples = self.samples.saturating_add(1);
-        let weight = (1.0 / f64::from(self.samples + 1)).max(FORGET);
+        let weight = (1.0 / f64::from(self.samples)).max(FORGET);
         // One run that stalled says little about the next.
         let off = (ms - self.ms).clamp(-4.0 * self.ms, 4.0 * self.ms + 10.0);
         self.ms += weight * off;
+        if self.samples == 1 {
+            return;
+        }
         let variance = (1.0 - weight) * (self.spread_ms.powi(2) + weight * off.powi(2));
         // However alike a few runs were, the next may differ a little.
         self.spread_ms = variance.sqrt().max(0.03 * self.ms);
@@ -280,6 +284,9 @@ mod tests {
         }
         assert!((79.0..81.0).contains(&cost.ms), "{cost:?}");
         assert!(cost.spread_ms >= 0.03 * cost.ms);
+        let mut first = Cost::measured(40.0, 5.0);
+        first.learn(20.0);
+        assert_eq!((first.ms, first.spread_ms), (20.0, 5.0), "here it costs half of that");
         let before = cost;
         cost.learn(10_000.0);
         assert!(cost.ms < before.ms * 2.2, "one stall moved it to {cost:?}");

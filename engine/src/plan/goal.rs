@@ -107,7 +107,7 @@ pub struct Goal {
     pub max_rounds: u32,
     /// How far the container may be slowed down.
     pub throttle: ThrottleLimit,
-    /// Hold pages back that are dirtied round after round.
+    /// Hold pages back that are written again and again.
     pub hold_back: bool,
 }
 

@@ -11,6 +11,7 @@
 
 pub mod costs;
 pub mod dirtying;
+pub mod glances;
 mod goal;
 pub mod model;
 pub mod policy;
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// What the planner is told of a finished round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoundFacts {
     /// Its number.
     pub round: Round,
@@ -39,7 +40,7 @@ pub struct RoundFacts {
     pub resident: PageCount,
     /// Pages the scan found dirty, held-back ones included.
     pub dirty: PageCount,
-    /// Those of them that the scan before had found dirty, too.
+    /// Those of them that are written again and again.
     pub hot: PageCount,
     /// Those of them that were not read.
     pub held_back: PageCount,
@@ -47,6 +48,32 @@ pub struct RoundFacts {
     pub wire: ByteSize,
     /// CPU time taken from the container during the round, in percent.
     pub throttle: u8,
+    /// What was seen while it was made.
+    pub watched: Watched,
+}
+
+/// What was seen in the middle of a round. Empty, if nobody looked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    /// The looks, or the latest of them.
+    pub looks: Vec<Look>,
+    /// Pages that were found written after they had been read.
+    pub again: PageCount,
+    /// Of those and of the held-back ones, how many are written again and again.
+    pub hot: PageCount,
+    /// From the last look to the end of the round.
+    pub since: Duration,
+}
+
+/// A look at a running container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Since the look or the scan before.
+    pub time: Duration,
+    /// Pages written in that time.
+    pub written: PageCount,
+    /// Those of them that are not held back now.
+    pub outside: PageCount,
 }
 
 /// What the planner is told of a round under way.

@@ -82,20 +82,8 @@ impl Model {
 
     /// Takes in a finished round.
     pub fn learn(&mut self, round: &RoundFacts) {
-        let scanned = round.elapsed.saturating_sub(round.took);
-        if let Some(last) = &self.last {
-            let before = last.elapsed.saturating_sub(last.took);
-            // A throttled container has less time to write in.
-            let cpu = f64::from(100 - last.throttle.min(99)) / 100.0;
-            let time = scanned.saturating_sub(before).mul_f64(cpu);
-            if last.held_back.0 == 0 {
-                self.all.observe(time, round.dirty);
-                self.outside.clear();
-            } else {
-                let fresh = PageCount(round.dirty.0.saturating_sub(last.held_back.0));
-                self.outside.observe(time, fresh);
-            }
-        }
+        self.learn_of_scan(round);
+        self.learn_of_looks(round);
         let read = PageCount(round.dirty.0.saturating_sub(round.held_back.0));
         if read >= TELLING {
             self.paces.push(Pace { pages: read, took: round.took, wire: round.wire });
@@ -108,7 +96,40 @@ impl Model {
         self.throttle = round.throttle;
         self.wire += round.wire;
         self.rounds += 1;
-        self.last = Some(*round);
+        self.last = Some(round.clone());
+    }
+
+    /// What a round's scan found was dirtied since the last look before it.
+    fn learn_of_scan(&mut self, round: &RoundFacts) {
+        let Some(last) = &self.last else { return };
+        let scanned = round.elapsed.saturating_sub(round.took);
+        let before = match last.watched.looks[..] {
+            [] => last.elapsed.saturating_sub(last.took),
+            _ => last.elapsed.saturating_sub(last.watched.since),
+        };
+        let time = cpu_time(scanned.saturating_sub(before), last.throttle);
+        let known = last.held_back.0 + last.watched.again.0;
+        let fresh = PageCount(round.dirty.0.saturating_sub(known));
+        if last.held_back.0 == 0 {
+            self.all.observe(time, fresh);
+            self.outside.clear();
+        } else {
+            self.outside.observe(time, fresh);
+        }
+    }
+
+    fn learn_of_looks(&mut self, round: &RoundFacts) {
+        if round.held_back.0 > 0 && !round.watched.looks.is_empty() {
+            // Other pages are held back now than before.
+            self.outside.clear();
+        }
+        for look in &round.watched.looks {
+            let time = cpu_time(look.time, round.throttle);
+            self.all.observe(time, look.written);
+            if round.held_back.0 > 0 {
+                self.outside.observe(time, look.outside);
+            }
+        }
     }
 
     /// What is known in the middle of a round.
@@ -227,21 +248,30 @@ impl Model {
 
     /// Pages held back at present.
     pub fn held(&self) -> PageCount {
-        self.last.map_or(PageCount(0), |last| last.held_back)
+        self.last.as_ref().map_or(PageCount(0), |last| last.held_back)
     }
 
-    /// Of the dirty pages, the share that was dirty in the scan before, too.
-    pub fn hot_share(&self) -> f64 {
-        // The first scan finds everything dirty: pages cannot be hot before the
-        // third.
-        let hot = self.last.filter(|last| last.dirty.0 > 0 && self.rounds > 2);
-        let Some(last) = hot else { return 0.0 };
-        (last.hot.0 as f64 / last.dirty.0 as f64).min(1.0)
+    /// Of the [rest](Self::rest), how many pages are written again and again:
+    /// those that would be held back.
+    pub fn hot(&self) -> PageCount {
+        let Some(last) = &self.last else { return PageCount(0) };
+        let rest = self.rest();
+        let hot = match last.watched.looks[..] {
+            [_, _, ..] => last.watched.hot.0,
+            // The first scan finds everything dirty: pages cannot be hot before
+            // the third.
+            _ if last.dirty.0 > 0 && self.rounds > 2 => {
+                let share = (last.hot.0 as f64 / last.dirty.0 as f64).min(1.0);
+                (rest.0 as f64 * share) as u64
+            }
+            _ => 0,
+        };
+        PageCount(hot.max(last.held_back.0).min(rest.0))
     }
 
     /// Pages dirtied within `time` with `throttle` percent of the CPU taken.
     pub fn dirtied(&self, time: Duration, throttle: u8) -> PageCount {
-        let cpu_time = time.mul_f64(f64::from(100 - throttle.min(99)) / 100.0);
+        let cpu_time = cpu_time(time, throttle);
         let known = self.all.within(cpu_time);
         let guess = || {
             let outside = self.outside.within(cpu_time)?;
@@ -254,12 +284,12 @@ impl Model {
 
     /// The same, but without `held` pages that are dirty anyway.
     pub fn dirtied_outside(&self, held: PageCount, time: Duration, throttle: u8) -> PageCount {
-        let cpu_time = time.mul_f64(f64::from(100 - throttle.min(99)) / 100.0);
-        if let Some(seen) = self.outside.within(cpu_time) {
+        if let Some(seen) = self.outside.within(cpu_time(time, throttle)) {
             return PageCount(seen.0.min(self.memory.0.saturating_sub(held.0)));
         }
         let all = self.dirtied(time, throttle);
-        let share = self.last.map_or(0.0, |last| held.0 as f64 / last.dirty.0.max(1) as f64);
+        let share = |last: &RoundFacts| held.0 as f64 / last.dirty.0.max(1) as f64;
+        let share = self.last.as_ref().map_or(0.0, share);
         PageCount((all.0 as f64 * (1.0 - share.clamp(0.0, 0.9))).ceil() as u64)
     }
 
@@ -267,11 +297,16 @@ impl Model {
     /// dirtied during the last round, and what was held back.
     pub fn rest(&self) -> PageCount {
         let Some(last) = &self.last else { return self.memory };
-        if last.held_back.0 == 0 {
-            return self.dirtied(last.took, last.throttle);
-        }
         let held = last.held_back;
-        held + self.dirtied_outside(held, last.took, last.throttle)
+        let (known, time) = match last.watched.looks[..] {
+            [] => (held, last.took),
+            _ => (held + last.watched.again, last.watched.since),
+        };
+        let fresh = match held {
+            PageCount(0) => self.dirtied(time, last.throttle),
+            _ => self.dirtied_outside(held, time, last.throttle),
+        };
+        PageCount((known + fresh).0.min(self.memory.0))
     }
 
     /// The same in the middle of a round.
@@ -291,9 +326,7 @@ impl Model {
     /// The rest after one more round that holds hot pages back, how many those
     /// would be, and the length of that round.
     pub fn after_holding(&self, throttle: u8) -> (PageCount, PageCount, Duration) {
-        let rest = self.rest();
-        let hot = PageCount((rest.0 as f64 * self.hot_share()) as u64);
-        let held = PageCount(hot.0.max(self.held().0).min(rest.0));
+        let (rest, held) = (self.rest(), self.hot());
         let time = self.round_time(PageCount(rest.0 - held.0));
         (held + self.dirtied_outside(held, time, throttle), held, time)
     }
@@ -307,13 +340,18 @@ impl Model {
             // Seen once, it may have been the same few pages all the time: then
             // a shorter round leaves no less.
             (0, 1) => {
-                let found = self.last.map_or(0, |last| last.dirty.0) as f64;
+                let found = self.last.as_ref().map_or(0, |last| last.dirty.0) as f64;
                 (found / self.rest().0.max(1) as f64 - 1.0).max(self.all.error())
             }
             (0, _) => self.all.error(),
             _ => self.outside.error(),
         }
     }
+}
+
+/// A throttled container has less time to write in.
+fn cpu_time(time: Duration, throttle: u8) -> Duration {
+    time.mul_f64(f64::from(100 - throttle.min(99)) / 100.0)
 }
 
 impl Pace {
@@ -326,6 +364,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::{Look, Watched};
     use blip_transport::units::Round;
 
     fn round(n: u32, at_ms: u64, took_ms: u64, dirty: u64) -> RoundFacts {
@@ -339,6 +378,7 @@ mod tests {
             held_back: PageCount(0),
             wire: PageCount(dirty).bytes(),
             throttle: 0,
+            watched: Watched::default(),
         }
     }
 
@@ -389,6 +429,32 @@ mod tests {
         assert_eq!(extra, model.time_for(much) - model.costs().beside(model.memory()));
         let left = model.downtime(much, Rest::Left);
         assert_eq!(left, model.downtime(PageCount(0), Rest::Shipped));
+    }
+
+    #[test]
+    fn a_watched_round_says_what_is_left() {
+        let mut model = model();
+        let look = |ms, written, outside| Look {
+            time: Duration::from_millis(ms),
+            written: PageCount(written),
+            outside: PageCount(outside),
+        };
+        let watched = Watched {
+            looks: vec![look(100, 4_000, 10), look(400, 11_000, 40), look(2_000, 16_000, 200)],
+            again: PageCount(300),
+            hot: PageCount(15_250),
+            since: Duration::from_millis(100),
+        };
+        let held_back = PageCount(15_000);
+        model.learn(&RoundFacts { held_back, watched, ..round(0, 9_000, 9_000, 262_144) });
+        assert_eq!(model.intervals(), 3);
+        let rest = model.rest().0;
+        assert!((15_300..15_340).contains(&rest), "{rest}");
+        assert_eq!(model.hot(), PageCount(15_250));
+        let (left, held, _) = model.after_holding(0);
+        assert!(held.0 == 15_250 && left.0 < 15_280, "{left:?}");
+        let sent = model.after_sending(0).0.0;
+        assert!((9_000..15_000).contains(&sent), "{sent}");
     }
 
     #[test]

@@ -2,14 +2,17 @@
 //! a link that are only described. `blip plan` forecasts with it, the bench
 //! compares policies with it, and the planner's tests are written in it.
 
+mod band;
+mod reading;
+
 use super::model::Rest;
 use super::{Costs, Decision, Goal, LinkFacts, Planner, RoundFacts, RoundSoFar};
 use crate::event::Forecast;
+pub use band::Band;
 use blip_transport::units::{Bandwidth, ByteSize, PageCount, Round};
+pub use reading::Reading;
 use std::time::Duration;
 
-/// How often a round under way is looked at.
-const TICK: Duration = Duration::from_millis(250);
 /// A planner that goes on beyond this is not going to stop.
 const ROUNDS: u32 = 2_000;
 
@@ -21,10 +24,31 @@ pub trait World {
     /// Lets it run for `time` with `throttle` percent of its CPU taken.
     fn run(&mut self, time: Duration, throttle: u8);
 
+    /// Its pages, by what it does to them.
+    fn bands(&mut self) -> &mut [Band];
+
+    /// Told what a scan at `now` has found dirty.
+    fn scanned(&mut self, now: Duration, dirty: PageCount) {
+        let _ = (now, dirty);
+    }
+
     /// What a scan finds dirty now. It is clean afterwards, but for what is held
-    /// back: if so wanted, the pages that the scan before had found, too. The
-    /// very first scan finds everything dirty and nothing hot.
-    fn scan(&mut self, hold_back: bool) -> Found;
+    /// back: if so wanted, the pages that are written again and again. The very
+    /// first scan finds everything dirty and nothing hot.
+    fn scan(&mut self, now: Duration, hold_back: bool) -> Found {
+        let (mut dirty, mut hot, mut held) = (0.0, 0.0, 0.0);
+        for seen in self.bands().iter_mut().map(|band| band.scan(now, hold_back)) {
+            (dirty, hot, held) = (dirty + seen.dirty, hot + seen.hot, held + seen.held);
+        }
+        let dirty = count(dirty);
+        self.scanned(now, dirty);
+        Found { dirty, hot: count(hot).min(dirty), held_back: count(held).min(dirty) }
+    }
+
+    /// Pages that are held back.
+    fn held(&mut self) -> PageCount {
+        count(self.bands().iter().map(Band::held).sum())
+    }
 
     /// How fast pages go out at present, in bytes of memory a second.
     fn pace(&self) -> Bandwidth;
@@ -69,6 +93,8 @@ pub struct Outcome {
     pub rounds: u32,
     /// Bytes over the link, the rest included.
     pub wire: ByteSize,
+    /// Those of the first round.
+    pub first: ByteSize,
     /// Most CPU time taken, in percent.
     pub throttled: u8,
     /// Everything that was decided, and when.
@@ -130,6 +156,7 @@ pub fn rehearse(
         throttled: 0,
         rounds: 0,
         wire: ByteSize(0),
+        first: None,
         undone: PageCount(0),
         decisions: Vec::new(),
     };
@@ -162,6 +189,7 @@ struct Stage<'a> {
     throttled: u8,
     rounds: u32,
     wire: ByteSize,
+    first: Option<ByteSize>,
     /// Of a round that was cut short.
     undone: PageCount,
     decisions: Vec<(Duration, Decision)>,
@@ -170,52 +198,44 @@ struct Stage<'a> {
 impl Stage<'_> {
     /// One round, unless it is cut short.
     fn round(&mut self, planner: &mut Planner, hold_back: bool) -> Decision {
-        let found = self.world.scan(hold_back);
-        let read = PageCount(found.dirty.0 - found.held_back.0);
+        let begun = self.now;
+        let found = self.world.scan(self.now, hold_back);
         let overhead = self.world.overhead();
         self.advance(overhead / 2);
-        let (mut took, mut sent) = (overhead / 2, 0.0);
-        let mut wire = 0.0;
-        while sent < read.0 as f64 {
-            let pages_a_second = self.world.pace().0 / PageCount(1).bytes().0 as f64;
-            let left = Duration::from_secs_f64((read.0 as f64 - sent) / pages_a_second);
-            let step = left.min(TICK);
-            let pages = if step == left {
-                read.0 as f64 - sent
-            } else {
-                pages_a_second * step.as_secs_f64()
-            };
-            self.advance(step);
-            took += step;
-            sent += pages;
-            wire += pages * PageCount(1).bytes().0 as f64 * self.world.squeeze();
+        let mut reading = Reading::begin(self.now, hold_back, self.goal.hold_back);
+        while reading.go_on(self.world, &mut self.now, self.throttle) {
             let so_far = RoundSoFar {
-                took,
+                took: self.now - begun,
                 elapsed: self.now,
-                done: PageCount(sent as u64),
+                done: count(reading.sent),
                 dirty: found.dirty,
-                wire: ByteSize(wire as u64),
+                wire: ByteSize(reading.wire as u64),
             };
             if let Some(decision) = planner.during_round(&so_far) {
-                self.undone = PageCount(read.0.saturating_sub(sent as u64));
+                self.undone = reading.end(self.world, self.now);
                 self.wire += so_far.wire;
                 return decision;
             }
         }
+        reading.end(self.world, self.now);
         self.advance(overhead / 2);
         self.rounds += 1;
-        self.wire += ByteSize(wire as u64);
+        let wire = ByteSize(reading.wire as u64);
+        self.wire += wire;
+        self.first.get_or_insert(wire);
+        let watched = reading.watched(self.world, self.now);
         let resident = self.world.resident();
         planner.after_round(&RoundFacts {
             round: Round(self.rounds - 1),
-            took: took + overhead / 2,
+            took: self.now - begun,
             elapsed: self.now,
             resident,
             dirty: found.dirty,
             hot: found.hot,
-            held_back: found.held_back,
-            wire: ByteSize(wire as u64),
+            held_back: self.world.held(),
+            wire,
             throttle: self.throttle,
+            watched,
         })
     }
 
@@ -225,7 +245,7 @@ impl Stage<'_> {
     }
 
     fn freeze(mut self, how: Rest, forecast: Forecast) -> Outcome {
-        let found = self.world.scan(false).dirty;
+        let found = self.world.scan(self.now, false).dirty;
         let memory = self.world.resident();
         let rest = PageCount((found.0 + self.undone.0).min(memory.0));
         let send = Duration::from_secs_f64(rest.bytes().0 as f64 / self.world.pace().0);
@@ -240,6 +260,7 @@ impl Stage<'_> {
             rest,
             rounds: self.rounds,
             wire: self.wire,
+            first: self.first.unwrap_or_default(),
             throttled: self.throttled,
             decisions: self.decisions,
         }
@@ -255,6 +276,7 @@ impl Stage<'_> {
             rest: PageCount(0),
             rounds: self.rounds,
             wire: self.wire,
+            first: self.first.unwrap_or_default(),
             throttled: self.throttled,
             decisions: self.decisions,
         }
@@ -291,21 +313,22 @@ pub struct Speed {
 }
 
 /// A [`Writer`] at work.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Writing {
     writer: Writer,
+    bands: [Band; 2],
     scans: u32,
-    /// CPU seconds since the last scan.
-    time: f64,
-    /// Share of the working set that the last scan found dirty.
-    before: f64,
-    held: f64,
 }
 
 impl Writer {
     /// Sets to work.
     pub fn begin(self) -> Writing {
-        Writing { writer: self, scans: 0, time: 0.0, before: 0.0, held: 0.0 }
+        let others = (self.resident.0 as f64 - self.working_set).max(0.0);
+        let bands = [
+            Band::random(self.working_set, self.working_set / self.tau.max(1e-6)),
+            Band::walk(others, self.stream.min(others * 1e3)),
+        ];
+        Writing { writer: self, bands, scans: 0 }
     }
 }
 
@@ -321,23 +344,16 @@ impl World for Writing {
     }
 
     fn run(&mut self, time: Duration, throttle: u8) {
-        self.time += time.as_secs_f64() * f64::from(100 - throttle.min(100)) / 100.0;
+        let seconds = time.as_secs_f64() * f64::from(100 - throttle.min(100)) / 100.0;
+        self.bands.iter_mut().for_each(|band| band.run(seconds));
     }
 
-    fn scan(&mut self, hold_back: bool) -> Found {
+    fn bands(&mut self) -> &mut [Band] {
+        &mut self.bands
+    }
+
+    fn scanned(&mut self, _: Duration, _: PageCount) {
         self.scans += 1;
-        let share = -(-self.time / self.writer.tau).exp_m1();
-        let open = (self.writer.working_set - self.held).max(0.0);
-        let fresh = open * share;
-        let streamed = self.writer.stream * self.time;
-        let all = self.writer.resident.0 as f64;
-        let dirty = if self.scans == 1 { all } else { (self.held + fresh + streamed).min(all) };
-        // In the scan before, a page of the working set was dirty by chance.
-        let hot = if self.scans <= 2 { 0.0 } else { (self.held + fresh * self.before).min(dirty) };
-        self.held = if hold_back { hot } else { 0.0 };
-        (self.before, self.time) = (share, 0.0);
-        let count = |pages: f64| PageCount(pages.round() as u64);
-        Found { dirty: count(dirty), hot: count(hot), held_back: count(self.held) }
     }
 
     fn pace(&self) -> Bandwidth {
@@ -351,6 +367,10 @@ impl World for Writing {
     fn overhead(&self) -> Duration {
         self.writer.overhead
     }
+}
+
+fn count(pages: f64) -> PageCount {
+    PageCount(pages.round() as u64)
 }
 
 /// Rehearses our policy on a writer. The copying begins at `begun` after the

@@ -11,6 +11,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
 use super::args::Invocation;
 use super::bundle::{Bundle, Network, OciHook};
+use super::holder::CONSOLE_VARIABLE;
 use super::real::find_runc;
 use super::stage::StageDir;
 
@@ -18,7 +19,7 @@ use super::stage::StageDir;
 /// where Docker looks for the container's.
 pub(super) fn create(call: &Invocation, stage: &StageDir) -> Result<(), String> {
     let bundle = Bundle::read(call.bundle.as_deref().unwrap_or(Path::new(".")))?;
-    refuse_unmovable(call, &bundle)?;
+    refuse_unmovable(&bundle)?;
     find_runc().map_err(|e| e.to_string())?;
     let mut holder = spawn_holder(call, stage, &bundle)?;
     let pid = i32::try_from(holder.id()).map_err(|e| e.to_string())?;
@@ -37,7 +38,7 @@ pub(super) fn create(call: &Invocation, stage: &StageDir) -> Result<(), String> 
     })
 }
 
-fn refuse_unmovable(call: &Invocation, bundle: &Bundle) -> Result<(), String> {
+fn refuse_unmovable(bundle: &Bundle) -> Result<(), String> {
     if bundle.network() == Network::Host {
         return Err(
             "this container uses the host's network, whose addresses and connections cannot move; \
@@ -50,11 +51,6 @@ fn refuse_unmovable(call: &Invocation, bundle: &Bundle) -> Result<(), String> {
             "this container shares its pid namespace with others; CRIU restores only a namespace \
                     of its own"
                 .into(),
-        );
-    }
-    if bundle.terminal() || call.console_socket.is_some() {
-        return Err(
-            "this container has a terminal (docker run -t); blip cannot move terminals yet".into(),
         );
     }
     Ok(())
@@ -72,7 +68,14 @@ fn spawn_holder(call: &Invocation, stage: &StageDir, bundle: &Bundle) -> Result<
         .map_err(|e| fail(&e))?;
     fcntl(&tell, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|e| fail(&e))?;
     let myself = std::env::current_exe().map_err(|e| fail(&e))?;
-    let mut holder = Command::new(myself)
+    let mut command = Command::new(myself);
+    if bundle.terminal() {
+        // Output and errors are this command's own then, and containerd waits
+        // until nobody holds them any more.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    }
+    let mut holder = command
+        .envs(call.console_socket.iter().map(|socket| (CONSOLE_VARIABLE, socket)))
         .args(["runtime", "holder"])
         .arg(&call.id)
         .arg(stage.path())

@@ -2,7 +2,8 @@
 //!
 //! It stands in for the container from `create` on, restores it on the
 //! agent's order, and then is nothing but the parent of the restored init: it
-//! waits for it and ends with its status. One thread, one `poll`.
+//! waits for it and ends with its status. One thread, one `poll`; only the bytes
+//! of a terminal ([`console`]) go past it.
 //!
 //! Whose word counts:
 //! * The agent orders the restore, or the end ([`HolderOrder`]).
@@ -11,10 +12,12 @@
 //!   never ends CRIU while restored tasks live: CRIU's end would let go of
 //!   them. It ends the tasks first ([`exclusion`]).
 
+mod console;
 mod restore;
 mod setup;
 
 pub(super) use restore::clear_runc_leftovers;
+pub(super) use setup::CONSOLE_VARIABLE;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -31,6 +34,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use self::console::Console;
 use self::setup::Place;
 use super::exclusion;
 use super::stage::wire::{self, Answer, Ask, HolderOrder, MAX_LINE, Report, RestoreSpec};
@@ -70,6 +74,8 @@ struct Holder {
     agent: Option<Agent>,
     commands: Option<UnixListener>,
     signals: SignalFd,
+    /// Its terminal, if the container has one.
+    console: Option<Console>,
     /// `start` commands that wait for the outcome.
     waiting: Vec<UnixStream>,
     /// Children that ended, with their wait status as an exit code.
@@ -81,8 +87,10 @@ impl Holder {
         let agent = Some(Agent { stream: place.take_agent(), unread: Vec::new() });
         let commands = Some(place.take_commands());
         let signals = place.take_signals();
+        let console = place.take_console();
         let phase = Phase::Created { ordered: None };
-        Self { place, phase, agent, commands, signals, waiting: Vec::new(), ended: HashMap::new() }
+        let (waiting, ended) = (Vec::new(), HashMap::new());
+        Self { place, phase, agent, commands, signals, console, waiting, ended }
     }
 
     /// Until the container's end, or the stage's.
@@ -140,6 +148,10 @@ impl Holder {
 
     fn on_signal(&mut self) -> Option<ExitCode> {
         while let Ok(Some(info)) = self.signals.read_signal() {
+            if info.ssi_signo == Signal::SIGWINCH as u32 {
+                self.console.iter().for_each(Console::resize);
+                continue;
+            }
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|s| Signal::try_from(s).ok());
             match (&self.phase, signal) {
                 (_, Some(Signal::SIGCHLD)) => {}
@@ -162,7 +174,11 @@ impl Holder {
                 let status = self.ended.remove(runc)?;
                 self.after_restore(status)
             }
-            Phase::Restored { init } => self.ended.remove(init).map(ExitCode::from),
+            Phase::Restored { init } => {
+                let status = self.ended.remove(init)?;
+                self.console.iter_mut().for_each(Console::flush);
+                Some(ExitCode::from(status))
+            }
             Phase::Created { .. } | Phase::Started => None,
         }
     }
@@ -244,7 +260,7 @@ impl Holder {
     }
 
     fn restore(&mut self, spec: RestoreSpec) -> Option<ExitCode> {
-        match restore::spawn(&self.place, &spec) {
+        match restore::spawn(&self.place, &spec, self.console.as_mut()) {
             Ok(runc) => {
                 self.phase = Phase::Restoring { runc, since: Instant::now(), spec, stop: None };
                 self.report(&Report::Restoring { pid: runc });

@@ -86,12 +86,7 @@ impl Addresses {
                 let stuck = self.networks.iter().filter(|(_, segment)| !self.fits(segment));
                 stuck.map(|(network, segment)| in_the_way(network, segment)).collect()
             }
-            (false, true) => Vec::new(),
-            (false, false) => vec![Finding::note(
-                "the container's address changes: its network is local to this host",
-                "open connections are closed; a macvlan network keeps address and connections, \
-                 and with --keep-address a bridge that both hosts are on",
-            )],
+            (false, _) => Vec::new(),
         }
     }
 }

@@ -5,20 +5,22 @@
 
 use super::files::{Ahead as FilesAhead, Log, Trees};
 use super::gauge::Gauge;
+use super::known::Known;
 use super::peer::{Peer, PeerError};
 use super::pump::{self, Pump, PumpError, RoundDone, Take};
 use super::subject::Subject;
 use super::{Copied, Manner, MigrateError, Run, unexpected};
 use crate::event::{Event, Forecast, Progress, RoundReport};
-use crate::plan::{Decision, Method, Planner, RoundFacts, RoundSoFar};
+use crate::plan::{Decision, Method, Planner, RoundFacts, RoundSoFar, Watched};
 use crate::protocol::{ToSource, ToTarget};
 use crate::target::intake::LOG;
 use crate::throttle::Throttle;
 use crate::track::{self, Stop};
-use blip_transport::files::Pace;
+use blip_transport::files::{Manifest, Pace};
 use blip_transport::link::quic::{BlobName, Priority};
 use blip_transport::page::PageAt;
-use blip_transport::units::{Bandwidth, ByteSize, PAGE_SIZE, PageCount, Round};
+use blip_transport::units::{Bandwidth, ByteSize, PAGE_SIZE, PageCount, Round, TreeId};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -60,12 +62,13 @@ impl Run {
         subject: &Subject,
         peer: &mut Peer,
         planner: Planner,
+        known: Known,
         work: &Path,
     ) -> Result<Copied, MigrateError> {
         let (tracker, why) =
             track::choose(self.order.tracker, subject.pre_dumps(work)).map_err(PumpError::from)?;
         self.decide("track".into(), why.clone());
-        let files = self.files_ahead(subject, peer).await?;
+        let files = self.files_ahead(subject, peer, known.trees).await?;
         let log = self.log_ahead(subject, peer).await?;
         let mut ahead = Ahead {
             run: self,
@@ -79,7 +82,8 @@ impl Run {
             throttled: 0,
             dirty_rate: None,
         };
-        let (mut pump, verdict) = ahead.until_the_freeze(Pump::new(tracker), &files).await?;
+        let (mut pump, verdict) =
+            ahead.until_the_freeze(Pump::new(tracker, &known.pages), &files).await?;
         pump.confirm();
         let trees = files.finish().await?;
         self.files_applied(ahead.peer, &trees).await?;
@@ -111,8 +115,9 @@ impl Run {
         &self,
         subject: &Subject,
         peer: &mut Peer,
+        known: BTreeMap<TreeId, Manifest>,
     ) -> Result<FilesAhead, MigrateError> {
-        let round = Trees::open(subject)?.round(Pace::Live, &peer.link);
+        let round = Trees::open(subject, known)?.round(Pace::Live, &peer.link);
         let (trees, done) = self.unless_interrupted(round).await??;
         self.files_applied(peer, &trees).await?;
         let text = format!("{} files sent, {} on the wire", done.changed, done.wire);
@@ -201,6 +206,7 @@ impl Ahead<'_> {
                 Ok(None)
             }
             Decision::Throttle { percent, .. } => {
+                self.hold_back = false;
                 self.slow_down(percent).await?;
                 Ok(None)
             }
@@ -244,7 +250,8 @@ impl Ahead<'_> {
         let gauge = Gauge::default();
         let take = if self.hold_back { Take::Cool } else { Take::All };
         let tasks = self.subject.tasks()?;
-        let order = pump::Order { round, tasks, stop: Stop::Live, take };
+        let watch = self.run.order.goal.hold_back;
+        let order = pump::Order { round, tasks, stop: Stop::Live, take, watch };
         let link = self.peer.link.clone();
         let sent_before = link.stats().sent;
         let mut cut = None;
@@ -267,12 +274,13 @@ impl Ahead<'_> {
                 }
             }
         };
+        let read = Instant::now();
         pump.take_back(&self.applied(round, done.batches).await?);
         let took = begun.elapsed();
         self.run.events.send(Event::Round(done.report.clone()));
         self.rounds.push(done.report.clone());
-        let facts = self.facts_of(&done, took);
-        self.dirty_rate = Some(Bandwidth::over(done.report.dirty.bytes(), took));
+        let facts = self.facts_of(&done, took, read.elapsed());
+        self.dirty_rate = Some(dirty_rate(&facts));
         let decision = match cut {
             Some(decision) => decision,
             None => self.planner.after_round(&facts),
@@ -330,8 +338,12 @@ impl Ahead<'_> {
         }
     }
 
-    fn facts_of(&self, done: &RoundDone, took: Duration) -> RoundFacts {
+    /// `took` is the whole round, `unseen` the end of it in which nothing was
+    /// read any more.
+    fn facts_of(&self, done: &RoundDone, took: Duration, unseen: Duration) -> RoundFacts {
+        let watched = &done.watched;
         RoundFacts {
+            watched: Watched { since: watched.since + unseen, ..watched.clone() },
             round: done.report.round,
             took,
             elapsed: self.run.events.elapsed(),
@@ -342,5 +354,13 @@ impl Ahead<'_> {
             wire: done.report.bytes_wire,
             throttle: self.throttle.as_ref().map_or(0, Throttle::percent),
         }
+    }
+}
+
+/// How fast the container dirties pages, as the last look or the scan shows.
+fn dirty_rate(facts: &RoundFacts) -> Bandwidth {
+    match facts.watched.looks.last() {
+        Some(look) => Bandwidth::over(look.written.bytes(), look.time),
+        None => Bandwidth::over(facts.dirty.bytes(), facts.took),
     }
 }

@@ -14,6 +14,7 @@ use blip_transport::units::{ByteSize, Round, TreeId};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -106,6 +107,8 @@ pub struct FilesRound {
     pub read: ByteSize,
     /// Bytes sent, after compression.
     pub wire: ByteSize,
+    /// Files of which not every name was looked at.
+    loose: u64,
     /// How long it took.
     pub took: Duration,
 }
@@ -118,15 +121,19 @@ impl FilesRound {
 }
 
 impl Trees {
-    /// The trees of `subject`, of which the target has nothing yet.
-    pub fn open(subject: &Subject) -> Result<Self, FilesError> {
+    /// The trees of `subject`, of which the target has what `known` says.
+    pub fn open(
+        subject: &Subject,
+        mut known: BTreeMap<TreeId, Manifest>,
+    ) -> Result<Self, FilesError> {
         let written = Written::listen().inspect_err(|error| {
             tracing::info!("large files that change are read whole: {error}");
         });
         let mut all = Vec::new();
         let mut add = |id, scanner, root: &Path| {
             let log = written.as_ref().ok().and_then(|written| written.of(root));
-            all.push(Outgoing { id, scanner, known: Manifest::empty(), next: Round(0), log });
+            let known = known.remove(&id).unwrap_or_default();
+            all.push(Outgoing { id, scanner, known, next: Round(0), log });
         };
         if let Some(upper) = &subject.upper {
             let exclude = docker_own(&subject.bundle.mounted);
@@ -161,7 +168,7 @@ impl Trees {
         let rounds = self.all.into_iter().map(|tree| tree.round(pace, link));
         let rounds = match pace {
             Pace::Live => stream::iter(rounds).buffered(1).try_collect::<Vec<_>>().await?,
-            Pace::Frozen => try_join_all(rounds).await?,
+            Pace::Frozen | Pace::Names => try_join_all(rounds).await?,
         };
         let mut sum = FilesRound::default();
         let mut all = Vec::new();
@@ -170,11 +177,24 @@ impl Trees {
             sum.changed += totals.changed + totals.removed;
             sum.read += ByteSize(totals.read_bytes);
             sum.wire += ByteSize(totals.frame_bytes);
+            sum.loose += totals.loose;
             all.push(tree);
         }
         sum.took = begun.elapsed();
         tracing::debug!(?pace, ?sum, "files");
         Ok((Self { all, streams }, sum))
+    }
+}
+
+impl Trees {
+    /// Sends what CRIU's dump has changed since a frozen round: it gives deleted
+    /// files that are open a name again.
+    pub async fn names(self, link: &Connection) -> Result<Self, FilesError> {
+        let (trees, done) = self.round(Pace::Names, link).await?;
+        if done.loose == 0 {
+            return Ok(trees);
+        }
+        Ok(trees.round(Pace::Frozen, link).await?.0)
     }
 }
 

@@ -10,10 +10,11 @@
 use super::newcomers::{Newcomers, Unaccepted};
 use super::subject::Subject;
 use crate::cgroup::{CgroupError, Freezer, Version};
+use crate::connections;
 use crate::criu::dump::{DumpError, DumpSpec, Held, Loaded};
 use crate::criu::preload::Hidden;
 use crate::guard::{Charge, Guard};
-use crate::network::{Applied, Cut, InFlight, NetworkError, Place};
+use crate::network::{Applied, Cut, InFlight, NetworkError, Passage, Place};
 use crate::track::runs::Runs;
 use crate::track::{Task, hide};
 use blip_transport::page::SpaceId;
@@ -124,10 +125,12 @@ impl Ready {
             external: subject.bundle.external.clone(),
             descriptors: subject.bundle.descriptors.clone(),
             terminal: subject.bundle.terminal,
+            close_connections: !subject.keep_connections,
             skip_in_flight: newcomers.are_left_behind(),
         };
         let loaded = Loaded::start(&spec).await?;
-        let cut = Cut::prime(init)?;
+        let passage = if subject.closes_here() { Passage::Resets } else { Passage::Nothing };
+        let cut = Cut::prime(init, passage)?;
         let in_flight = InFlight::tap(init)?;
         let freezer = subject.freezer.clone();
         let charge = Charge::Source {
@@ -154,9 +157,6 @@ impl Ready {
         // What comes between here and the cut is received and sent on: twice
         // is harmless, never is not.
         self.in_flight.sift();
-        if self.newcomers.are_in_the_way() {
-            return self.again().await;
-        }
         let cut = match self.cut.apply().await {
             Ok(cut) => cut,
             Err(error) => {
@@ -176,7 +176,7 @@ impl Ready {
             return self.again().await;
         }
         if let (Some(backlog), Ok(pids)) = (self.newcomers.backlog(), self.freezer.processes()) {
-            self.in_flight.take_unread(backlog, self.init, &pids);
+            self.in_flight.take_unread(backlog, &pids);
         }
         let Self { loaded, in_flight, guard, freezer, init, images, place, .. } = self;
         let stop = Stop { freezer, cut, in_flight, guard: Some(guard), init, place };
@@ -270,7 +270,11 @@ impl Frozen {
     }
 
     /// The target runs it: everything here is killed, silently on the network.
-    pub async fn retire(self) {
+    /// `close`: after its connections have been reset.
+    pub async fn retire(self, close: bool) {
+        if close {
+            connections::reset(self.stop.freezer.processes().unwrap_or_default()).await;
+        }
         // CRIU still holds the sockets in repair mode and the interfaces are
         // cut: no reset leaves.
         let _ = kill(Pid::from_raw(self.stop.init), Signal::SIGKILL);

@@ -6,11 +6,13 @@
 
 pub mod addresses;
 mod ahead;
+mod farewell;
 pub mod files;
 pub mod freeze;
 mod gauge;
 pub mod hand;
 mod in_memory;
+pub mod known;
 pub mod measure;
 pub mod newcomers;
 pub mod peer;
@@ -20,15 +22,20 @@ pub mod subject;
 pub mod volumes;
 pub mod written;
 
+use crate::connections;
 use crate::docker::Docker;
 use crate::event::{
     Event, Events, Forecast, GoalReport, LazyReport, Phase, PhaseTime, Report, RoundReport,
-    Versions, millis,
+    TrackingReport, Versions, millis,
 };
 use crate::experience::Experience;
+use crate::external::{self, Departure, Restore};
+use crate::forward;
 use crate::handover::{Outcome, Ticket};
 use crate::history::{History, Side};
 use crate::image::{self, Held, ImageOrder};
+use crate::kept::KeepLimit;
+use crate::ledger::{Ledger, TargetRecord};
 use crate::network;
 use crate::plan::{Goal, LinkFacts, Planner};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
@@ -39,6 +46,7 @@ use blip_transport::units::{ByteSize, Round};
 use files::{Log, Trees};
 use freeze::Ready;
 use hand::Handover;
+use known::Known;
 use newcomers::Unaccepted;
 use peer::Peer;
 use pump::Pump;
@@ -69,6 +77,12 @@ pub struct Order {
     pub tracker: TrackerChoice,
     /// What becomes of mounts that do not travel by themselves.
     pub binds: Vec<Choice>,
+    /// Who restores it on the target.
+    pub restore: Restore,
+    /// What becomes of its established TCP connections.
+    pub tcp: connections::Choice,
+    /// For how long its published ports are forwarded from here.
+    pub forward: Option<Duration>,
     /// Addresses on bridge networks move too.
     pub keep_address: bool,
     /// What becomes of connections that nobody has accepted yet.
@@ -76,6 +90,8 @@ pub struct Order {
     /// Remove the source's container once it has moved, instead of keeping it
     /// stopped under another name.
     pub remove_source: bool,
+    /// How much of its memory stays here for a while, should it come back.
+    pub keep: KeepLimit,
     /// Directory of this host's identity and peers.
     pub identity: PathBuf,
     /// Directory for what must survive a crash.
@@ -159,18 +175,29 @@ fn list(findings: &[Finding]) -> String {
 pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateError> {
     let begun = Instant::now();
     let docker = Docker::connect().await?;
+    if let Err(error) = forward::all() {
+        tracing::warn!("what an earlier forwarder left stays: {error}");
+    }
     let run = Run { order, events, docker, begun };
     let (subject, mut peer, facts, notes) = run.phase(Phase::Preflight, run.preflight()).await?;
     let ticket = new_ticket();
     peer.link.limit(run.order.goal.bandwidth);
     run.keep_a_journal(ticket, &subject);
     let staged = run.phase(Phase::Stage, run.stage(&subject, &mut peer, ticket)).await;
-    let target_id = staged.map_err(MigrateError::under_way)?;
+    let (target_id, known) = staged.map_err(MigrateError::under_way)?;
+    if run.order.restore == Restore::Docker {
+        let record = hand::record(&run, &subject, &peer, ticket);
+        let departure = Departure::new(&run, &subject, peer, record).await?;
+        let ended = departure.run().await.map_err(MigrateError::under_way)?;
+        let report = run.report(&subject, ended, target_id, facts, notes);
+        run.events.send(Event::Finished(Box::new(report.clone())));
+        return Ok(report);
+    }
     let mut experience = Experience::open(&run.order.state, &peer.link.peer());
     let planner = run.planner(&subject, &peer, &experience);
     let directory = run.order.work_directory(ticket);
-    let copied =
-        run.phase(Phase::PreCopy, run.copy_ahead(&subject, &mut peer, planner, &directory)).await;
+    let copying = run.copy_ahead(&subject, &mut peer, planner, known, &directory);
+    let copied = run.phase(Phase::PreCopy, copying).await;
     let copied = match copied {
         Ok(copied) => copied,
         Err(error) => return Err(run.call_off(peer, error.under_way()).await),
@@ -228,21 +255,53 @@ pub struct Manner {
 
 /// How a handover ended.
 pub struct Ended {
-    outcome: Outcome,
-    rounds: Vec<RoundReport>,
-    downtime: Vec<PhaseTime>,
-    lazy: LazyReport,
-    memory: ByteSize,
-    sent: ByteSize,
-    tracker: String,
-    forecast: Forecast,
-    throttled: u8,
-    link: LinkFacts,
+    pub(crate) outcome: Outcome,
+    pub(crate) rounds: Vec<RoundReport>,
+    pub(crate) downtime: Vec<PhaseTime>,
+    pub(crate) lazy: LazyReport,
+    pub(crate) memory: ByteSize,
+    pub(crate) sent: ByteSize,
+    pub(crate) received: ByteSize,
+    pub(crate) tracker: String,
+    pub(crate) tracking: TrackingReport,
+    pub(crate) forecast: Forecast,
+    /// Whether somebody foretold that before.
+    pub(crate) foretold: bool,
+    pub(crate) throttled: u8,
+    pub(crate) link: LinkFacts,
 }
 
 impl Run {
+    pub(crate) fn docker(&self) -> &Docker {
+        &self.docker
+    }
+
+    pub(crate) fn state(&self) -> &std::path::Path {
+        &self.order.state
+    }
+
+    pub(crate) fn identity(&self) -> &std::path::Path {
+        &self.order.identity
+    }
+
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
+    }
+
+    pub(crate) fn note(&self, text: String) {
+        self.events.send(Event::Note { text });
+    }
+
+    pub(crate) fn begin(&self, phase: Phase) {
+        self.events.send(Event::Begin { phase });
+    }
+
+    pub(crate) fn end(&self, phase: Phase, ms: f64) {
+        self.events.send(Event::End { phase, ms });
+    }
+
     /// Runs one phase and says when it begins and ends.
-    async fn phase<T, E>(
+    pub(crate) async fn phase<T, E>(
         &self,
         phase: Phase,
         work: impl Future<Output = Result<T, E>>,
@@ -261,9 +320,18 @@ impl Run {
         let order = &self.order;
         let mut subject =
             Subject::find(&self.docker, &order.container, &order.binds, order.keep_address).await?;
+        if order.restore == Restore::Docker {
+            // In Docker's checkpoint.
+            subject.tmpfs.clear();
+        }
         let probes = Probes::write(&mut subject.plan);
         let source = check::facts(&self.docker).await?;
         let mut findings = check::equipment(&source, "source");
+        findings.extend(subject.settle_connections(self.order.tcp));
+        if self.order.forward.is_some() {
+            findings.extend(forward::findings(&subject.inspection, subject.keep_addresses));
+            forward::pin_ports(&mut subject.inspection);
+        }
         findings.extend(subject.findings()?);
         if let Err(error) = track::kind_for(self.order.tracker) {
             findings.push(Finding::blocker(error.to_string(), "or leave the choice to blip"));
@@ -290,6 +358,11 @@ impl Run {
             other => return Err(out_of_turn(&other).into()),
         };
         drop(probes);
+        if self.order.restore == Restore::Docker {
+            let networks = subject.inspection.networks().keys().any(|name| name != "none");
+            findings.extend(external::finding(&source, "source", networks));
+            findings.extend(external::finding(&target, "target", networks));
+        }
         if findings.iter().any(|finding| finding.blocks) {
             return Err(MigrateError::Blocked(findings));
         }
@@ -385,7 +458,7 @@ impl Run {
         subject: &Subject,
         peer: &mut Peer,
         ticket: Ticket,
-    ) -> Result<String, MigrateError> {
+    ) -> Result<(String, Known), MigrateError> {
         if let Held::Layers(held) = subject.image_there {
             self.ship_image(subject, peer, held).await?;
         }
@@ -393,21 +466,46 @@ impl Run {
             ticket,
             container: subject.copy_of(self.order.rename.as_deref()).to_json(),
             keep_addresses: subject.keep_addresses,
+            keep_connections: subject.keep_connections,
             descriptors: subject.bundle.descriptors.clone(),
             memory: subject.memory()?,
             mounts: subject.plan.told(),
+            came_by: self.came_by(subject),
             tmpfs: subject.tmpfs.iter().map(|tmpfs| tmpfs.told.clone()).collect(),
         };
-        peer.say(&ToTarget::Stage(Box::new(request))).await?;
+        let request = Box::new(request);
+        peer.say(&match self.order.restore {
+            Restore::Staged => ToTarget::Stage(request),
+            Restore::Docker => ToTarget::Create(request),
+        })
+        .await?;
         match peer.hear().await? {
-            ToSource::Staged { container } => Ok(container),
+            ToSource::Staged { container, remembered } => {
+                let known = Known::receive(remembered, &peer.link).await?;
+                if !known.is_nothing() {
+                    let text = format!(
+                        "the target still has an earlier state; the list of it took {}",
+                        known.lists
+                    );
+                    self.events.send(Event::Note { text });
+                }
+                Ok((container, known))
+            }
             ToSource::Failed { why } => Err(MigrateError::Target(why)),
             other => Err(out_of_turn(&other).into()),
         }
     }
 
+    /// The handover by which the container came here, if it came.
+    fn came_by(&self, subject: &Subject) -> Option<Ticket> {
+        let arrivals = Ledger::open(&self.order.state.join("arrivals")).ok()?;
+        let records = arrivals.all::<TargetRecord>().ok()?;
+        let id = &subject.inspection.id;
+        records.into_iter().find(|r| r.container.as_ref() == Some(id)).map(|r| r.ticket)
+    }
+
     /// The target's next word, unless the user has had enough.
-    async fn hear(&self, peer: &mut Peer) -> Result<ToSource, MigrateError> {
+    pub(crate) async fn hear(&self, peer: &mut Peer) -> Result<ToSource, MigrateError> {
         Ok(self.unless_interrupted(peer.hear()).await??)
     }
 
@@ -446,6 +544,7 @@ impl Run {
             total_ms: millis(self.begun.elapsed()),
             rounds: ended.rounds,
             bytes_sent: ended.sent,
+            bytes_received: ended.received,
             memory_bytes: ended.memory,
             lazy: ended.lazy,
             goal: GoalReport::from(&self.order.goal),
@@ -456,10 +555,11 @@ impl Run {
                 .downtime
                 .filter(|_| moved)
                 .map(|target| downtime <= millis(target)),
-            predicted: Some(ended.forecast),
+            predicted: ended.foretold.then_some(ended.forecast),
             throttled_percent: ended.throttled,
             unknowns: unknowns(),
             tracker: ended.tracker,
+            tracking: ended.tracking,
             versions: Versions {
                 blip: facts[0].blip.clone(),
                 docker: both(|f| &f.docker),

@@ -78,7 +78,7 @@ pub(super) struct Newcomers {
 impl Newcomers {
     pub(super) fn of(subject: &Subject, unaccepted: Unaccepted) -> Result<Self, NetworkError> {
         let pid = subject.init();
-        let backlog = subject.keep_addresses.then(|| Backlog::of(pid)).transpose();
+        let backlog = subject.keep_connections.then(|| Backlog::of(pid)).transpose();
         let what = "watch the listening sockets";
         let backlog = backlog.map_err(|source| NetworkError::Namespace { what, pid, source })?;
         Ok(Self { backlog, unaccepted })

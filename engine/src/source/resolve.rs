@@ -1,8 +1,11 @@
 //! What became of a handover: asking the target, and acting on its word.
 
 use super::peer::{Peer, PeerError};
+use super::{farewell, hand};
 use crate::cgroup::{Freezer, Version};
+use crate::connections;
 use crate::docker::{Docker, DockerError, never_restart};
+use crate::external;
 use crate::handover::{Ticket, Verdict};
 use crate::ledger::{Departed, Ledger, SourceRecord};
 use crate::network;
@@ -35,6 +38,10 @@ pub async fn put_away(
     remove: bool,
 ) -> Result<(), DockerError> {
     docker.wait_ended(&record.container).await?;
+    if let Err(DockerError::NoContainer { .. }) = docker.inspect(&record.container).await {
+        // Run with --rm.
+        return Ok(());
+    }
     if remove {
         return docker.remove(&record.container).await;
     }
@@ -46,7 +53,8 @@ pub async fn put_away(
 /// Notes what stays here of a container that moved: its volumes are this
 /// host's own should it come back. Worth a warning, no more.
 pub fn remember(state: &Path, record: &SourceRecord) {
-    let departed = Departed { ticket: record.ticket, container: record.container.clone() };
+    let (container, remains) = (record.container.clone(), record.remains.clone());
+    let departed = Departed { ticket: record.ticket, container, remains };
     let ledger = Ledger::open(&state.join("departed"));
     if let Err(error) = ledger.and_then(|ledger| ledger.save(record.ticket, &departed)) {
         tracing::warn!("what stays of {} is not on record: {error}", record.name);
@@ -60,14 +68,30 @@ pub async fn settle(
     record: &SourceRecord,
     verdict: Verdict,
 ) -> anyhow::Result<()> {
+    if record.by_docker.is_some() {
+        match verdict {
+            Verdict::Ran => put_away(docker, record, record.remove_source).await?,
+            Verdict::NeverRan => {
+                external::thaw(docker, record).await.map_err(anyhow::Error::msg)?;
+            }
+            Verdict::Lost => return Ok(()),
+        }
+        return Ok(ledger.remove(record.ticket)?);
+    }
     let version = if record.unified { Version::V2 } else { Version::V1 };
     let freezer = Freezer { path: record.freezer.clone(), version };
     match verdict {
         Verdict::Ran => {
             docker.set_restart_policy(&record.container, never_restart()).await?;
+            if record.close_connections {
+                connections::reset(freezer.processes().unwrap_or_default()).await;
+            }
+            farewell::say(record);
+            let forwarder = hand::forward::start(record.forward.as_ref()).await;
             let _ = kill(Pid::from_raw(record.init), Signal::SIGKILL);
             let _ = freezer.thaw();
             put_away(docker, record, record.remove_source).await?;
+            hand::forward::opened(forwarder, record.forward.as_ref(), None).await;
         }
         Verdict::NeverRan => {
             network::join(record.init).await?;

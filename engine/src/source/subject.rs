@@ -6,6 +6,7 @@ use super::in_memory::InMemory;
 use super::volumes::{Choice, Plan, size_of};
 use crate::bundle::{Bundle, BundleError};
 use crate::cgroup::{CgroupError, Freezer};
+use crate::connections;
 use crate::criu::predump::PreDumpSpec;
 use crate::docker::{Docker, DockerError, Inspection};
 use crate::image::Held;
@@ -18,6 +19,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// Label of containers that Swarm has made.
+const SWARM_TASK: &str = "com.docker.swarm.task.id";
 
 /// How long a health check is given to end.
 const GUEST_LIMIT: Duration = Duration::from_millis(1500);
@@ -68,6 +72,8 @@ pub struct Subject {
     pub freezer: Freezer,
     /// Its addresses move with it.
     pub keep_addresses: bool,
+    /// Its open TCP connections move with it.
+    pub keep_connections: bool,
     /// Its networks, as far as addresses go.
     pub addresses: Addresses,
     /// Upper directory of its overlay: the writable layer.
@@ -109,8 +115,8 @@ impl Subject {
         // in the container's cgroup and namespaces.
         let init = crate::runtime::restored_init(inspection.pid);
         let mut bundle = Bundle::of(&inspection.id, init)?;
-        let tmpfs = InMemory::all(init, &bundle.mounted);
-        bundle.external.extend(tmpfs.iter().map(InMemory::external));
+        let tmpfs = InMemory::all(init, &bundle.external);
+        bundle.external.extend(tmpfs.iter().flat_map(InMemory::external));
         let freezer = Freezer::of(init)?;
         if freezer.holds(std::process::id())? {
             return Err(SubjectError::Together { name: inspection.name, path: freezer.path });
@@ -126,6 +132,7 @@ impl Subject {
             bundle,
             freezer,
             keep_addresses,
+            keep_connections: keep_addresses,
             addresses,
             upper,
             plan,
@@ -134,6 +141,35 @@ impl Subject {
             containerd_images,
             image_there: Held::Whole,
         })
+    }
+
+    /// Whether its connections end on this host, with a reset to each peer: its
+    /// address stays here. Of an address that has moved, this host says nothing.
+    pub fn closes_here(&self) -> bool {
+        !self.keep_connections && !self.keep_addresses
+    }
+
+    /// Does with its connections what the user wants, if that is possible.
+    pub fn settle_connections(&mut self, wanted: connections::Choice) -> Option<Finding> {
+        let name = &self.inspection.name;
+        self.keep_connections = self.keep_addresses && wanted != connections::Choice::Close;
+        let has_networks = !self.inspection.networks().is_empty();
+        match wanted {
+            connections::Choice::Keep if !self.keep_addresses => Some(Finding::blocker(
+                format!("the address of container '{name}' stays here, and so do its connections"),
+                "let them be closed (--tcp close), or use a macvlan network",
+            )),
+            _ if !self.keep_addresses && has_networks => Some(Finding::note(
+                "the container's address changes: its network is local to this host",
+                "clients' connections are reset once it has moved; a macvlan network keeps \
+                 address and connections, and with --keep-address a bridge that both hosts are on",
+            )),
+            connections::Choice::Close if has_networks => Some(Finding::note(
+                "the container keeps its address, and no connection",
+                "clients see a reset when they next send something",
+            )),
+            _ => None,
+        }
     }
 
     /// Its init on this host.
@@ -200,6 +236,7 @@ impl Subject {
             containerd_images: self.containerd_images,
             networks: self.inspection.networks().into_keys().collect(),
             wanted: self.addresses.wanted(&self.inspection),
+            links: self.inspection.links(),
             memory: self.memory()?,
             layer: self.upper.as_deref().map(size_of).unwrap_or_default(),
             mounts: self.plan.told(),
@@ -257,9 +294,18 @@ impl Subject {
             }
         }
         if self.bundle.terminal {
+            findings.push(Finding::note(
+                format!("container '{name}' has a terminal: sessions attached to it here end"),
+                "they are told so; docker attach goes on there",
+            ));
+        }
+        let config = self.inspection.all.config.clone().unwrap_or_default();
+        if config.labels.is_some_and(|labels| labels.contains_key(SWARM_TASK)) {
             findings.push(Finding::blocker(
-                format!("container '{name}' has a terminal (-t)"),
-                "terminals do not travel yet: run it without -t",
+                format!(
+                    "container '{name}' is a task of a Swarm service, with its secrets and configs"
+                ),
+                "Swarm places it itself, and would start another: move the service, not the task",
             ));
         }
         if self.upper.is_none() {

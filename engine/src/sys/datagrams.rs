@@ -1,12 +1,13 @@
 //! Datagrams in the receive queue of another process' socket, looked at without
 //! taking them out.
 
+use super::sockets::copy_of;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, getsockname, recvmsg};
 use std::io::{self, IoSliceMut};
 use std::mem::size_of;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// The largest datagram of UDP.
 const LARGEST: usize = 1 << 16;
@@ -58,21 +59,6 @@ fn look(socket: &OwnedFd) -> io::Result<Vec<Datagram>> {
 fn socket_address(at: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = at.as_sockaddr_in().map(|at| SocketAddr::from((at.ip(), at.port())));
     v4.or_else(|| at.as_sockaddr_in6().map(|at| SocketAddr::from((at.ip(), at.port()))))
-}
-
-/// A copy of a descriptor of process `pid`.
-fn copy_of(pid: i32, descriptor: i32) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes numbers and touches no memory.
-    let process = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
-    // SAFETY: the call takes numbers and touches no memory.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), descriptor, 0) })
-}
-
-fn owned(answer: libc::c_long) -> io::Result<OwnedFd> {
-    let raw = i32::try_from(answer).ok().filter(|raw| *raw >= 0);
-    let raw = raw.ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the kernel has just made this descriptor for the caller alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
 fn peek_offset(socket: &OwnedFd) -> io::Result<i32> {

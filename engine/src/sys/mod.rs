@@ -10,6 +10,8 @@ pub mod pagemap;
 pub mod ptrace;
 pub mod readmem;
 pub mod sched;
+pub mod sockets;
+pub mod tty;
 pub mod uffd_copy;
 pub mod uffd_peer;
 pub mod wp;

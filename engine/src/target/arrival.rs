@@ -4,6 +4,7 @@
 use super::brownout::Brownout;
 use super::intake::{Intake, IntakeError};
 use super::pages::StoredPages;
+use super::recall::{self, Recalled};
 use super::stage::Staged;
 use super::{Agent, announcer};
 use crate::docker::Inspection;
@@ -14,7 +15,7 @@ use crate::history::{End, Journal, Side};
 use crate::lazy::{LazyEvent, LazyHandle, LazyOptions, LazyPlan, TaskPlan};
 use crate::ledger::{Made, TargetRecord, TargetStep};
 use crate::network::{self, Lift, Silence};
-use crate::protocol::{RestoreRequest, StageRequest, StoredImage, ToSource, ToTarget};
+use crate::protocol::{Remembered, RestoreRequest, StageRequest, StoredImage, ToSource, ToTarget};
 use crate::runtime::stage::{Report, StageDir, StageEvent};
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender};
 use std::collections::VecDeque;
@@ -48,6 +49,8 @@ pub struct Arrival {
     to_source: Option<ControlSender>,
     machine: Target,
     ticket: Ticket,
+    /// How it came to the source.
+    came_by: Option<Ticket>,
     intake: Arc<Intake>,
     staged: Option<Staged>,
     lazy: Option<LazyHandle>,
@@ -58,6 +61,8 @@ pub struct Arrival {
     /// The grant's record, on its way to the disk.
     recording: Option<JoinHandle<std::io::Result<()>>>,
     init: i32,
+    /// Its TCP connections did not come along.
+    closes: bool,
     resumed_at: Option<Instant>,
     drained: bool,
     /// All memory must be in place before the hold is told.
@@ -80,7 +85,10 @@ impl Arrival {
         request: StageRequest,
         mut questions: mpsc::Receiver<Question>,
     ) -> anyhow::Result<()> {
-        let intake = Intake::new(agent.memory_limit(request.memory));
+        let limit = agent.memory_limit(request.memory);
+        let intake = Intake::new(limit);
+        let (came_by, into) = (request.came_by, intake.clone());
+        let recalling = tokio::task::spawn_blocking(move || recall::pages(&into, came_by, limit));
         let record = |container: Option<String>, made: &Made| TargetRecord {
             ticket: request.ticket,
             container,
@@ -94,12 +102,14 @@ impl Arrival {
         let name = name.unwrap_or_default();
         let journal = agent.history.began(request.ticket, Side::Target, &name, &peer);
         journal.phase(Phase::Stage);
-        let staged = Staged::prepare(&agent.docker, &request, &intake, |id, made| {
+        let departed = recall::remains(&agent.docker, &agent.state, came_by).await;
+        let staged = Staged::prepare(&agent.docker, &request, departed, &intake, |id, made| {
             let id = id.map(str::to_owned);
             let _ = agent.ledger.save(request.ticket, &record(id, made));
         })
         .await;
-        let staged = match staged {
+        let pages = recalling.await.unwrap_or(false);
+        let mut staged = match staged {
             Ok(staged) => staged,
             Err(error) => {
                 agent.ledger.remove(request.ticket)?;
@@ -110,7 +120,11 @@ impl Arrival {
                 return Ok(());
             }
         };
-        let told = to_source.send(&ToSource::Staged { container: staged.id.clone() }).await;
+        let recalled = Recalled { pages, trees: std::mem::take(&mut staged.trees) };
+        let remembered = Remembered { pages, trees: recalled.trees.len() as u32 };
+        let container = staged.id.clone();
+        let told = to_source.send(&ToSource::Staged { container, remembered }).await;
+        tokio::spawn(say_what_is_here(recalled, intake.clone(), link.clone()));
         if let Err(error) = told {
             staged.discard("the source is gone").await;
             agent.ledger.remove(request.ticket)?;
@@ -126,6 +140,7 @@ impl Arrival {
             to_source: Some(to_source),
             machine: Target::Staged,
             ticket: request.ticket,
+            came_by,
             intake,
             staged: Some(staged),
             lazy: None,
@@ -135,6 +150,7 @@ impl Arrival {
             serving_since: None,
             recording: None,
             init: 0,
+            closes: !request.keep_connections,
             resumed_at: None,
             drained: false,
             resident: false,
@@ -236,6 +252,9 @@ impl Arrival {
         match event {
             StageEvent::Said(Report::Held { init_pid }) => {
                 self.init = init_pid;
+                if self.closes {
+                    crate::connections::mark_closed(init_pid);
+                }
                 self.before_the_hold_is_told();
                 if self.resident && !self.drained {
                     self.filling = true;
@@ -495,6 +514,7 @@ impl Arrival {
         }
         if let Some(staged) = self.staged {
             staged.settle().await?;
+            recall::superseded(&self.agent.docker, &self.agent.state, self.came_by).await;
         }
         Ok(())
     }
@@ -590,6 +610,13 @@ async fn listen(mut from_source: ControlReceiver, inputs: mpsc::UnboundedSender<
         if inputs.send(input).is_err() {
             return;
         }
+    }
+}
+
+/// A source that does not hear it does not go on.
+async fn say_what_is_here(recalled: Recalled, intake: Arc<Intake>, link: Connection) {
+    if let Err(error) = recall::tell(recalled, intake, link).await {
+        tracing::warn!("the source does not hear what is here: {error}");
     }
 }
 

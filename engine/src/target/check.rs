@@ -5,6 +5,8 @@ use super::segment;
 use crate::criu::rpc::Worker;
 use crate::docker::{Docker, DockerError};
 use crate::image::Held;
+use crate::kept;
+use crate::memory;
 use crate::protocol::{CheckRequest, Finding, HostFacts};
 use blip_transport::units::ByteSize;
 use std::fs;
@@ -24,6 +26,7 @@ pub async fn facts(docker: &Docker) -> Result<HostFacts, DockerError> {
     Ok(HostFacts {
         blip: env!("CARGO_PKG_VERSION").to_owned(),
         docker: docker.version().await?,
+        docker_experimental: docker.is_experimental().await?,
         criu,
         runc: runc_version(),
         kernel: kernel(),
@@ -100,6 +103,17 @@ pub async fn target(
         }
     }
     findings.extend(segment::check(docker, &request.wanted).await?);
+    for link in &request.links {
+        if !docker.inspect(link).await.is_ok_and(|found| found.running) {
+            findings.push(Finding::blocker(
+                format!(
+                    "container '{}' is linked with '{link}', which does not run on the target",
+                    request.name
+                ),
+                "move that one first, or run it there",
+            ));
+        }
+    }
     findings.extend(mounts::check(docker, remains, &request.mounts).await?);
     findings.extend(mounts::room(docker, request.layer, &request.mounts).await?);
     findings.extend(room(request));
@@ -145,7 +159,11 @@ fn room(request: &CheckRequest) -> Option<Finding> {
     // The store and the restored memory exist side by side for a while, but
     // pages leave the store as they arrive in the container.
     let needed = ByteSize(request.memory.0 / 4 * 5 + (64 << 20));
-    let free = available_memory();
+    if memory::available() < needed {
+        // Kept for what may never come; this one does.
+        kept::forget_all();
+    }
+    let free = memory::available();
     (free < needed).then(|| {
         Finding::blocker(
             format!("the target has {free} of memory free; the container needs about {needed}"),
@@ -179,16 +197,6 @@ fn missing_cpu(source: &[String], target: &[String]) -> Option<Finding> {
             "choose a target of the same CPU family or a newer one",
         )
     })
-}
-
-/// `MemAvailable` of this host.
-pub fn available_memory() -> ByteSize {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    ByteSize(kib.unwrap_or(0) * 1024)
 }
 
 fn kernel() -> String {

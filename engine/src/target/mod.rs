@@ -12,13 +12,16 @@ pub mod intake;
 pub mod mounts;
 pub mod pages;
 mod probe;
+pub mod recall;
 pub mod segment;
 pub mod stage;
 
 use crate::docker::{Docker, DockerError, register_runtime};
+use crate::external;
 use crate::handover::{Ticket, Verdict};
 use crate::history::History;
 use crate::image;
+use crate::kept::Keeper;
 use crate::ledger::{Ledger, Made, TargetRecord, TargetStep};
 use crate::network;
 use crate::protocol::{HostFacts, ToSource, ToTarget};
@@ -34,12 +37,14 @@ use tokio::sync::{mpsc, oneshot};
 
 /// The target's part of blip, for all migrations that come in.
 pub struct Agent {
-    docker: Docker,
-    ledger: Ledger,
+    pub(crate) docker: Docker,
+    pub(crate) ledger: Ledger,
     facts: HostFacts,
     /// What must survive a crash.
     state: PathBuf,
-    history: History,
+    pub(crate) history: History,
+    /// Allows memory of containers that leave to be kept here.
+    keeper: Mutex<Option<Arc<Keeper>>>,
     /// Whom to ask about a handover that is under way.
     under_way: Mutex<HashMap<Ticket, mpsc::Sender<Question>>>,
 }
@@ -54,7 +59,8 @@ impl Agent {
         let facts = check::facts(&docker).await?;
         let under_way = Mutex::default();
         let (state, history) = (state.to_owned(), History::of(state));
-        Ok(Arc::new(Self { docker, ledger, facts, state, history, under_way }))
+        let keeper = Mutex::new(keep());
+        Ok(Arc::new(Self { docker, ledger, facts, state, history, keeper, under_way }))
     }
 
     /// Serves one connection to its end.
@@ -97,6 +103,17 @@ impl Agent {
                 ToTarget::Probe => {
                     let report = probe::receive(&link).await?;
                     to_source.send(&ToSource::Probed(report)).await?;
+                }
+                ToTarget::Create(request) => {
+                    let (ask, questions) = mpsc::channel(4);
+                    let ticket = request.ticket;
+                    self.lock().insert(ticket, ask);
+                    let agent = self.clone();
+                    let done =
+                        external::arrive(agent, link, to_source, from_source, *request, questions)
+                            .await;
+                    self.lock().remove(&ticket);
+                    return done;
                 }
                 ToTarget::Stage(request) => {
                     let (ask, questions) = mpsc::channel(4);
@@ -173,17 +190,42 @@ impl Agent {
             let gone = ask.closed();
             let _ = tokio::time::timeout(std::time::Duration::from_secs(15), gone).await;
         }
+        self.forget_kept();
+    }
+
+    /// Frees the memory that is kept of containers that left.
+    fn forget_kept(&self) {
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(keeper) = keeper {
+            keeper.end();
+        }
     }
 
     /// How much a store may take: twice the container's memory, and not more
     /// than half of what is free here now.
-    fn memory_limit(&self, memory: ByteSize) -> ByteSize {
+    pub(crate) fn memory_limit(&self, memory: ByteSize) -> ByteSize {
         let wanted = memory.0.saturating_mul(2).max(256 << 20);
-        ByteSize(wanted.min(check::available_memory().0 / 4 * 3))
+        ByteSize(wanted.min(crate::memory::available().0 / 4 * 3))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, mpsc::Sender<Question>>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets memory be kept here, and removes it when it is too old.
+fn keep() -> Option<Arc<Keeper>> {
+    match Keeper::start() {
+        Ok(keeper) => {
+            let keeper = Arc::new(keeper);
+            let tidy = keeper.clone();
+            tokio::spawn(async move { tidy.tidy().await });
+            Some(keeper)
+        }
+        Err(error) => {
+            tracing::info!("no memory of containers that leave is kept here: {error}");
+            None
+        }
     }
 }
 
@@ -198,6 +240,7 @@ fn never_granted(record: &TargetRecord) -> bool {
 
 /// Removes what never ran. What was granted is left alone: it may run.
 async fn clean_up(docker: &Docker, ledger: &Ledger) -> anyhow::Result<()> {
+    external::remove_leftovers();
     for mut record in ledger.all::<TargetRecord>()? {
         if record.step == TargetStep::Staged || never_granted(&record) {
             if let Some(id) = &record.container {
@@ -210,6 +253,7 @@ async fn clean_up(docker: &Docker, ledger: &Ledger) -> anyhow::Result<()> {
         }
     }
     stage::remove_leftover_files();
+    crate::forward::all()?;
     network::remove_leftovers().await?;
     Ok(())
 }

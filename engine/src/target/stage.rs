@@ -6,10 +6,12 @@
 
 use super::intake::{Intake, Places};
 use super::mounts::{self, MakeError};
+use super::recall::{self, RecallError};
 use crate::docker::{Copy, Docker, DockerError, Inspection};
+use crate::forward;
 use crate::lazy::{LazyError, LazyServer};
-use crate::ledger::Made;
-use crate::mounts::{Origin, Tmpfs};
+use crate::ledger::{Departed, Made};
+use crate::mounts::Tmpfs;
 use crate::network::{NetworkError, Silence, parse_mac};
 use crate::protocol::StageRequest;
 use crate::runtime::stage::{
@@ -17,7 +19,7 @@ use crate::runtime::stage::{
     StageServer, TcpMode, TmpfsPlace,
 };
 use crate::source::files::LAYER;
-use blip_transport::files::{ApplyOptions, Exclude, Room};
+use blip_transport::files::{ApplyOptions, Exclude, Manifest, Room};
 use blip_transport::units::TreeId;
 use bollard::models::RestartPolicy;
 use std::collections::BTreeMap;
@@ -52,6 +54,9 @@ pub enum StagingError {
     /// The lazy-pages socket.
     #[error(transparent)]
     Lazy(#[from] LazyError),
+    /// What was left here.
+    #[error(transparent)]
+    Recall(#[from] RecallError),
     /// A directory or file.
     #[error("cannot prepare {path:?}: {source}")]
     Prepare {
@@ -100,6 +105,8 @@ pub struct Staged {
     arrivals: PathBuf,
     /// What was made for its files.
     pub made: Made,
+    /// What its trees of files hold already.
+    pub trees: BTreeMap<TreeId, Manifest>,
     /// The restart policy it has to get once it is here.
     policy: Option<RestartPolicy>,
 }
@@ -111,6 +118,7 @@ impl Staged {
     pub async fn prepare(
         docker: &Docker,
         request: &StageRequest,
+        departed: Option<Departed>,
         intake: &Intake,
         mut recorded: impl FnMut(Option<&str>, &Made),
     ) -> Result<Self, StagingError> {
@@ -120,6 +128,7 @@ impl Staged {
         if docker.image_id(&original.image_name()).await?.as_deref() != Some(&original.image) {
             copy.body.image = Some(original.image.clone());
         }
+        forward::make_way(&original);
         let mut made = Made::default();
         let placed = mounts::make(docker, &request.mounts, &mut made).await;
         recorded(None, &made);
@@ -135,7 +144,7 @@ impl Staged {
             }
         };
         recorded(Some(&id), &made);
-        match Self::build(docker, request, intake, &original, &id).await {
+        match Self::build(docker, request, departed, intake, &original, &id).await {
             Ok(staged) => Ok(Self { made, ..staged }),
             Err(error) => {
                 let _ = docker.discard(&id).await;
@@ -149,19 +158,13 @@ impl Staged {
     async fn build(
         docker: &Docker,
         request: &StageRequest,
+        departed: Option<Departed>,
         intake: &Intake,
         original: &Inspection,
         id: &str,
     ) -> Result<Self, StagingError> {
         // Docker does not answer for a container that it is starting.
         let mut trees = mounts::places(&docker.inspect(id).await?, &request.mounts)?;
-        for (mount, place) in request.mounts.iter().filter_map(|m| Some((m, trees.get(&m.tree?)?)))
-        {
-            if !matches!(mount.origin, Origin::Path { directory: false, .. }) {
-                mounts::clear(place)
-                    .map_err(|source| StagingError::Prepare { path: place.clone(), source })?;
-            }
-        }
         let moving = if request.keep_addresses { moving(original) } else { Vec::new() };
         let name = &request.ticket.to_string()[..12];
         let silences = silence(docker, original, &moving, name).await?;
@@ -180,6 +183,8 @@ impl Staged {
             let images = make_images(&arrivals, request)?;
             let lazy = LazyServer::listen(&images)?;
             trees.insert(LAYER, holder.rootfs.clone());
+            let mounted = &holder.bind_mounts;
+            let here = recall::trees(request, departed.as_ref(), &trees, mounted).await?;
             let spec = restore_spec(request, &arrivals, &images)?;
             let restoring = order_restore(&mut server, spec.clone()).await?;
             for (tmpfs, place) in request.tmpfs.iter().zip(&spec.tmpfs) {
@@ -188,9 +193,9 @@ impl Staged {
                 trees.extend(tmpfs.tree.map(|tree| (tree, seen.into())));
             }
             intake.place(places(docker, original, id, &holder, &images, trees).await?);
-            Ok::<_, StagingError>((images, lazy))
+            Ok::<_, StagingError>((images, lazy, here))
         };
-        let (images, lazy) = match furnished.await {
+        let (images, lazy, here) = match furnished.await {
             Ok(furnished) => furnished,
             Err(error) => {
                 clear_the_stage(server, starting, directory, &silences, &error).await;
@@ -211,6 +216,7 @@ impl Staged {
             directory,
             arrivals,
             made: Made::default(),
+            trees: here,
             policy,
         })
     }
@@ -356,7 +362,7 @@ fn restore_spec(
     arrivals: &Path,
     images: &Path,
 ) -> Result<RestoreSpec, StagingError> {
-    let tcp = if request.keep_addresses { TcpMode::Established } else { TcpMode::Close };
+    let tcp = if request.keep_connections { TcpMode::Established } else { TcpMode::Close };
     let place = |tmpfs: &Tmpfs| {
         let path = arrivals.join("tmpfs").join(tmpfs.number.to_string());
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
@@ -395,7 +401,7 @@ async fn places(
 
 /// Where Docker keeps the log of container `id`: as on the source, below this
 /// host's root. (Docker does not answer for a container that it is starting.)
-fn log_file(original: &Inspection, root: &Path, id: &str) -> Option<PathBuf> {
+pub(crate) fn log_file(original: &Inspection, root: &Path, id: &str) -> Option<PathBuf> {
     let there = original.all.log_path.as_deref().filter(|path| !path.is_empty())?;
     let (_, below) = there.split_once("/containers/")?;
     Some(root.join("containers").join(below.replace(&original.id, id)))

@@ -3,7 +3,7 @@
 
 use crate::event::{
     Event, Forecast, GoalReport, LazyReport, LazySample, Phase, PhaseTime, Progress, Report,
-    RoundReport, Timed, Versions,
+    RoundReport, Timed, TrackingReport, Versions,
 };
 use crate::handover::Outcome;
 use crate::plan::{Goal, Method};
@@ -139,6 +139,7 @@ impl Stage {
             total_ms: self.now,
             rounds: self.rounds.clone(),
             bytes_sent: ByteSize(self.sent),
+            bytes_received: ByteSize(0),
             memory_bytes: ByteSize(1 << 30),
             lazy,
             goal: GoalReport::from(&goal),
@@ -148,6 +149,7 @@ impl Stage {
             throttled_percent: 0,
             unknowns: Vec::new(),
             tracker: "write-protect".into(),
+            tracking: TrackingReport::default(),
             versions: Versions::default(),
             notes: Vec::new(),
         };

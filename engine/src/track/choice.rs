@@ -5,7 +5,7 @@
 //! stopped, but everything is read, also inside the freeze).
 
 use super::probe::{self, Missing};
-use super::{Hash, SoftDirty, TrackError, Tracker, TrackerKind, WriteProtect};
+use super::{Hash, SoftDirty, TrackError, Tracker, TrackerKind, WriteProtect, huge};
 use crate::criu::predump::PreDumpSpec;
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +48,7 @@ const BEST_FIRST: [TrackerKind; 3] =
 pub fn kind_for(choice: TrackerChoice) -> Result<(TrackerKind, String), TrackError> {
     if let Some(asked) = choice.kind() {
         return match missing(asked) {
-            None => Ok((asked, format!("{asked}: asked for"))),
+            None => Ok((asked, with_caution(asked, format!("{asked}: asked for")))),
             Some(missing) => Err(TrackError::Lacks { asked, missing, instead: best().0 }),
         };
     }
@@ -103,7 +103,29 @@ fn best() -> (TrackerKind, String) {
 fn reason(kind: TrackerKind, passed_over: &[String]) -> String {
     let mut parts = vec![strength(kind).to_owned()];
     parts.extend_from_slice(passed_over);
-    format!("{kind}: {}", parts.join("; "))
+    with_caution(kind, format!("{kind}: {}", parts.join("; ")))
+}
+
+fn with_caution(kind: TrackerKind, why: String) -> String {
+    match caution(kind) {
+        Some(caution) => format!("{why}; {caution}"),
+        None => why,
+    }
+}
+
+/// What this machine's settings do to a tracker.
+fn caution(kind: TrackerKind) -> Option<&'static str> {
+    if kind != TrackerKind::SoftDirty || !huge::are_automatic() {
+        return None;
+    }
+    Some(if huge::can_be_split() {
+        "transparent huge pages are `always`, and 2 MiB would count as one page: they are split \
+         before each pre-dump"
+    } else {
+        "transparent huge pages are `always`, so 2 MiB count as one page: `echo madvise \
+         >/sys/kernel/mm/transparent_hugepage/enabled` before the container starts, or mount \
+         debugfs for blip to split them"
+    })
 }
 
 /// What the kernel has for a tracker.
@@ -116,20 +138,21 @@ fn strength(kind: TrackerKind) -> &'static str {
 }
 
 /// What it means to use a tracker.
-fn meaning(kind: TrackerKind) -> &'static str {
-    match kind {
+fn meaning(kind: TrackerKind) -> String {
+    let meaning = match kind {
         TrackerKind::WriteProtect => {
             "rounds stop each process once, for microseconds; the freeze reads only what changed"
         }
         TrackerKind::SoftDirty => {
             "rounds stop all processes for each of CRIU's pre-dumps; the freeze reads only what \
-             changed; with transparent huge pages 2 MiB count as one page"
+             changed"
         }
         TrackerKind::Hash => {
             "rounds stop nothing and read all memory; so does the freeze, about half a second \
              of one core for each GiB"
         }
-    }
+    };
+    with_caution(kind, meaning.to_owned())
 }
 
 /// What a tracker needs and this machine lacks.
@@ -149,7 +172,7 @@ pub struct Ability {
     /// What it needs and is missing here; `None`: it works.
     pub missing: Option<String>,
     /// What it means to use it.
-    pub meaning: &'static str,
+    pub meaning: String,
     /// It is what `--tracker auto` chooses.
     pub automatic: bool,
 }

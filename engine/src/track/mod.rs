@@ -19,6 +19,7 @@ pub mod choice;
 mod direct_io;
 mod hash;
 pub mod hide;
+mod huge;
 mod identity;
 mod maps;
 pub mod probe;
@@ -114,6 +115,20 @@ pub trait Tracker: Send {
     ) -> Result<Scan, TrackError> {
         let _ = sent;
         self.scan(tasks, stop)
+    }
+
+    /// Whether it can tell in the middle of a round what is being written.
+    fn glances(&self) -> bool {
+        false
+    }
+
+    /// Which pages of a live space were written since the last scan or glance.
+    /// They are forgotten, as by a scan, and so they are the caller's debt: each
+    /// is read after this, or given back. `None` if that cannot be told now;
+    /// nothing was forgotten then.
+    fn glance(&mut self, space: SpaceId) -> Result<Option<Runs>, TrackError> {
+        let _ = space;
+        Ok(None)
     }
 
     /// Hands over those of `runs`, which the last scan reported, whose bytes
@@ -217,6 +232,9 @@ pub struct TrackStats {
     /// The most bytes of memory or disk that tracking took at any time for
     /// pages on their way.
     pub peak: ByteSize,
+    /// Scans that lost track of what was clean, so that all pages were taken:
+    /// a pre-dump of CRIU's failed.
+    pub fell_back: u32,
 }
 
 /// What one scan cost.

@@ -71,6 +71,16 @@ impl Runs {
         })
     }
 
+    /// The pages of this set from `start` up to, but not including, `end`.
+    pub fn between(&self, start: u64, end: u64) -> Self {
+        let first = self.0.partition_point(|run| run.end() <= start);
+        let inside = self.0[first..].iter().take_while(|run| run.start.0 < end);
+        inside.fold(Self::default(), |mut set, run| {
+            set.push(run.start.0.max(start), run.end().min(end));
+            set
+        })
+    }
+
     /// All pages of either set.
     pub fn union(&self, other: &Self) -> Self {
         let (mut a, mut b) = (self.0.iter().peekable(), other.0.iter().peekable());
@@ -181,6 +191,10 @@ mod tests {
                 prop_assert_eq!(set.pages().0, expected.len() as u64);
                 prop_assert_eq!(model(&set), expected);
             }
+            let (from, to) = (b.pages().0, b.pages().0 + 40);
+            let inside: Model = x.iter().copied().filter(|page| (from..to).contains(page)).collect();
+            prop_assert!(sound(&a.between(from, to)));
+            prop_assert_eq!(model(&a.between(from, to)), inside);
             for page in 0..220 {
                 prop_assert_eq!(a.contains(PageIndex(page)), x.contains(&page));
             }

@@ -124,6 +124,11 @@ fn offer_page(at: PageAt, bytes: &[u8], sent: &mut dyn Offer) {
     }
 }
 
+/// Whether a space is a process' own.
+pub fn is_process(space: SpaceId) -> bool {
+    space.0 < FIRST_SPACE
+}
+
 /// Where the pages of an image of CRIU's go, `number` of them before.
 pub fn image_space(number: u32) -> SpaceId {
     SpaceId(FIRST_SPACE + MOST + number % MOST)

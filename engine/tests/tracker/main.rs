@@ -9,6 +9,7 @@ mod child;
 mod hostile;
 mod measured;
 mod oracle;
+mod pre_dumps;
 mod shadow;
 mod untouched;
 mod verified;

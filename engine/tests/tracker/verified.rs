@@ -4,21 +4,22 @@
 use crate::child::{Program, arm};
 use crate::hostile::Dice;
 use crate::shadow::Shadow;
-use blip_engine::criu::predump::PreDumpSpec;
-use blip_engine::track::probe::soft_dirty;
-use blip_engine::track::{Hash, Scan, SoftDirty, Stop, Tracker, WriteProtect};
+use blip_engine::track::runs::Runs;
+use blip_engine::track::{Hash, Scan, SpaceScan, Stop, Tracker, WriteProtect};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What to do wrong.
 #[derive(Clone, Copy, PartialEq)]
-enum Fault {
+pub(crate) enum Fault {
     None,
     /// Forget to copy one page, once.
     SkipOne,
     /// Read the bytes first, and scan afterwards.
     ReadThenScan,
+    /// Forget what a glance in the middle of a round has found.
+    ForgetGlances,
 }
 
 /// Follows a hostile program for some rounds, stops it, and compares.
@@ -31,7 +32,7 @@ fn follow(
     follow_program(Program::start(&format!("hostile {seed}")), tracker, seed, rounds, fault)
 }
 
-fn follow_program(
+pub(crate) fn follow_program(
     mut program: Program,
     tracker: &mut dyn Tracker,
     seed: u64,
@@ -55,6 +56,8 @@ fn follow_program(
             before = Some(tracker.scan_against(&program.tasks(), Stop::Live, &shadow).unwrap());
         } else {
             let scan = tracker.scan_against(&program.tasks(), Stop::Live, &shadow).unwrap();
+            // What is still to be read is no debt.
+            glance(tracker, &scan, fault, |space| Runs::from(space.dirty.as_slice()));
             let forget = fault == Fault::SkipOne && round == rounds / 2;
             shadow.apply_from(Some(tracker), &scan, Stop::Live, |space, page| {
                 let pick = forget && !skipped && space.0 as i32 == program.pid();
@@ -62,6 +65,7 @@ fn follow_program(
                 skipped |= pick;
                 pick
             });
+            glance(tracker, &scan, fault, |_| Runs::default());
             before = Some(scan);
         }
         std::thread::sleep(Duration::from_millis(5 + dice.roll(30) as u64));
@@ -82,6 +86,22 @@ fn follow_program(
     result
 }
 
+/// Glances into a round and gives back what it will not read any more.
+fn glance(
+    tracker: &mut dyn Tracker,
+    scan: &Scan,
+    fault: Fault,
+    will_read: impl Fn(&SpaceScan) -> Runs,
+) {
+    for space in &scan.spaces {
+        let Some(written) = tracker.glance(space.space).unwrap() else { continue };
+        if fault != Fault::ForgetGlances {
+            let owed = written.subtract(&will_read(space));
+            tracker.give_back(space.space, owed.as_slice());
+        }
+    }
+}
+
 #[test]
 #[cfg_attr(not(blip_root), ignore = "needs root")]
 fn a_hostile_program_is_copied_exactly() {
@@ -92,7 +112,7 @@ fn a_hostile_program_is_copied_exactly() {
 
 /// How often the test that must never fail is done; `BLIP_HOSTILE_RUNS` says
 /// otherwise.
-fn runs(usually: u64) -> u64 {
+pub(crate) fn runs(usually: u64) -> u64 {
     std::env::var("BLIP_HOSTILE_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(usually)
 }
 
@@ -101,44 +121,6 @@ fn runs(usually: u64) -> u64 {
 fn a_hostile_program_is_copied_exactly_by_hashes() {
     for seed in 1..=runs(2) {
         follow(&mut Hash::new(), seed, 8, Fault::None).unwrap();
-    }
-}
-
-/// Where the kernel keeps soft-dirty bits: in the bench's virtual machine.
-fn follow_by_pre_dumps(seed: u64, rounds: usize, fault: Fault) -> Option<Result<u64, String>> {
-    if let Err(missing) = soft_dirty() {
-        println!("not tested: {missing}");
-        return None;
-    }
-    let program = Program::start(&format!("hostile {seed}"));
-    let directory = tempfile::tempdir().unwrap();
-    let mut tracker = SoftDirty::new(PreDumpSpec {
-        pid: program.pid(),
-        rootfs: "/".into(),
-        external: Vec::new(),
-        directory: directory.path().join("pre-dumps"),
-    });
-    let result = follow_program(program, &mut tracker, seed, rounds, fault);
-    drop(tracker);
-    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "images are left");
-    Some(result)
-}
-
-#[test]
-#[cfg_attr(not(blip_root), ignore = "needs root")]
-fn a_hostile_program_is_copied_exactly_by_pre_dumps() {
-    for seed in 1..=runs(2) {
-        if let Some(result) = follow_by_pre_dumps(seed, 6, Fault::None) {
-            result.unwrap();
-        }
-    }
-}
-
-#[test]
-#[cfg_attr(not(blip_root), ignore = "needs root")]
-fn one_copy_forgotten_is_noticed_with_pre_dumps() {
-    if let Some(result) = follow_by_pre_dumps(5, 6, Fault::SkipOne) {
-        assert!(result.unwrap_err().contains("stale copy"));
     }
 }
 
@@ -154,6 +136,13 @@ fn one_copy_forgotten_is_noticed_with_hashes() {
 fn one_copy_forgotten_is_noticed() {
     let result = follow(&mut WriteProtect::new().unwrap(), 5, 8, Fault::SkipOne);
     assert!(result.unwrap_err().contains("stale copy"));
+}
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn a_glance_forgotten_is_noticed() {
+    let result = follow(&mut WriteProtect::new().unwrap(), 5, 12, Fault::ForgetGlances);
+    assert!(result.is_err(), "nobody noticed: {result:?}");
 }
 
 #[test]

@@ -29,7 +29,9 @@ pub use tally::RoundTally;
 
 use crate::page::{ContentHash, PageAt, PageBytes, PageRun, SpaceId};
 use crate::units::{ByteSize, PAGE_SIZE, PageCount, Round};
-use crate::wire::{BatchId, END_OF_SPACE, MAX_DATA_PAGES, RawBatch, pages_of, whole_space};
+use crate::wire::{
+    BatchId, DecodedBatch, END_OF_SPACE, Entry, MAX_DATA_PAGES, RawBatch, pages_of, whole_space,
+};
 use delta::Recent;
 use sent::{Sent, What};
 use std::collections::VecDeque;
@@ -108,6 +110,32 @@ impl Encoder {
             tally: RoundTally::default(),
             last_round: None,
             in_round: false,
+        }
+    }
+
+    /// The target holds what `batch` says, from an earlier time. Only before
+    /// the first round: there every page has to be offered, so that what is
+    /// different by now is told.
+    ///
+    /// # Panics
+    /// Once a round was begun.
+    pub fn assume(&mut self, batch: &DecodedBatch) {
+        assert!(self.last_round.is_none(), "what is assumed is older than any round");
+        for entry in batch.entries() {
+            match entry {
+                Entry::Zero { space, run } => {
+                    for index in run.pages() {
+                        self.sent.set_zero(PageAt { space, index }, Round(0));
+                    }
+                }
+                Entry::Ref { space, run, hashes } => {
+                    for (index, hash) in run.pages().zip(hashes) {
+                        self.sent.set_content(PageAt { space, index }, *hash, Round(0), true);
+                    }
+                }
+                // Nothing that an inventory says.
+                _ => {}
+            }
         }
     }
 

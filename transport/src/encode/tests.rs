@@ -223,3 +223,48 @@ fn a_round_that_is_not_newer_is_a_bug() {
     encoder.begin_round(Round(3));
     encoder.begin_round(Round(3));
 }
+
+#[test]
+fn what_the_target_held_before_is_not_sent_and_what_it_lacks_is() {
+    use crate::store::{PageStore, StoredPage};
+    let memory = |contents: &[u64]| {
+        let pages: Vec<_> = (0..).zip(contents.iter().copied()).collect();
+        pages
+    };
+    // It left here with this, which is kept, and comes back with that.
+    let mut kept = Encoder::new(EncodeOptions::default());
+    round(&mut kept, 0, &[]);
+    kept.begin_round(Round(1));
+    for (index, content) in memory(&[1, 2, 2, 0, 5, 6]) {
+        kept.page(at(index), &page(content));
+    }
+    kept.finish_round();
+    let mut store = PageStore::new(ByteSize(64 << 20));
+    for batch in batches(&mut kept) {
+        store.recall(&batch).unwrap();
+    }
+    let mut encoder = Encoder::new(EncodeOptions::default());
+    store.inventory(|batch| encoder.assume(&decode(batch.into_bytes()).unwrap()));
+    let now = memory(&[1, 2, 9, 0, 6]);
+    encoder.begin_round(Round(0));
+    encoder.retain(SpaceId(1), &[PageRun::new(0, 5)]);
+    for (index, content) in &now {
+        encoder.page(at(*index), &page(*content));
+    }
+    let tally = encoder.finish_round();
+    let sent = batches(&mut encoder);
+    let letters: String = sent.iter().flat_map(DecodedBatch::entries).map(letter).collect();
+    assert_eq!((letters.as_str(), tally.unchanged), ("dDD", PageCount(3)));
+    for batch in sent {
+        assert!(store.apply(&batch).unwrap().missing.is_empty());
+    }
+    for (index, content) in now {
+        let held = match store.get(at(index)) {
+            Some(StoredPage::Data(bytes)) => *bytes,
+            Some(StoredPage::Zero) => ZERO,
+            None => panic!("page {index} is gone"),
+        };
+        assert_eq!(held, page(content), "page {index}");
+    }
+    assert_eq!(store.get(at(5)), None);
+}

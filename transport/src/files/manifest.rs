@@ -110,6 +110,11 @@ pub(super) struct Node {
 }
 
 impl Node {
+    /// Whether it stands for itself: no directory, and its only name.
+    pub(super) fn is_lone(&self) -> bool {
+        !matches!(self.body, Body::Dir { .. } | Body::Linked)
+    }
+
     /// Whether the target has both names as one file.
     pub(super) fn shares(&self, other: &Node) -> bool {
         matches!((&self.body, &other.body), (Body::Linked, Body::Linked))

@@ -49,6 +49,9 @@ pub enum Pace {
     /// The container is frozen and nothing else writes either. Waits for
     /// nothing, and lists only directories that changed.
     Frozen,
+    /// Nothing has changed since a frozen round but names: entries that came or
+    /// went. Looks only into directories in which some did.
+    Names,
 }
 
 /// Why a round failed. Its stream is void.
@@ -125,6 +128,9 @@ pub struct RoundTotals {
     pub content_bytes: u64,
     /// Entries the next round has to look at closely whatever their stamp.
     pub unsettled: u64,
+    /// Files with names that [`Pace::Names`] did not look at: a frozen round has
+    /// to follow.
+    pub loose: u64,
     /// Frames handed to the sink.
     pub frames: u64,
     /// Their bytes.
@@ -165,6 +171,8 @@ pub struct Scanner {
     only: Option<Vec<u8>>,
     /// Whether writes through mappings leave a mark on this file system.
     marks_mapped_writes: bool,
+    /// The frames stay on this host.
+    nearby: bool,
 }
 
 impl Scanner {
@@ -185,6 +193,7 @@ impl Scanner {
             exclude,
             device,
             only: None,
+            nearby: false,
             marks_mapped_writes: !matches!(magic, TMPFS_MAGIC | RAMFS_MAGIC),
         })
     }
@@ -195,6 +204,22 @@ impl Scanner {
     pub fn open_entry(root: &Path, name: &[u8]) -> Result<Self, ScanError> {
         let only = Some(name.to_vec());
         Ok(Self { only, ..Self::open(root, Tree::Plain, Exclude::default())? })
+    }
+
+    /// What the tree holds, read to the end; nothing may write to it meanwhile.
+    /// Blocks; call it where blocking is fine.
+    ///
+    /// Of a plain tree this is its own manifest; of an overlay's upper directory
+    /// it is that of what [`copy_to`](Self::copy_to) would make of it.
+    pub fn survey(self) -> Result<Manifest, ScanError> {
+        self.copy_to(&mut |_: bytes::Bytes| Ok(()))
+    }
+
+    /// Hands the whole tree to an applier on this host; nothing may write to it
+    /// meanwhile. Blocks; call it where blocking is fine.
+    pub fn copy_to(mut self, sink: &mut dyn Sink) -> Result<Manifest, ScanError> {
+        self.nearby = true;
+        Ok(self.round(&Manifest::empty(), Pace::Frozen, sink)?.manifest)
     }
 
     /// Sends into `sink` what differs from `known` and returns what the target
@@ -231,12 +256,15 @@ impl Scanner {
                 })?;
                 Some(fence)
             }
-            Pace::Frozen => None,
+            Pace::Frozen | Pace::Names => None,
         };
         let writer =
             FrameWriter::new(sink).map_err(|source| ScanError::Sink { path: root(), source })?;
+        let writer = if self.nearby { writer.nearby() } else { writer };
         let log = log.map(|log| log as &mut dyn WriteLog);
-        Walk::new(self, known, fence, log, writer).run()
+        let mut walk = Walk::new(self, known, fence, log, writer);
+        walk.names_only = pace == Pace::Names;
+        walk.run()
     }
 }
 

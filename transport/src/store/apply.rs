@@ -27,7 +27,19 @@ impl PageStore {
     /// [`StoreError`] before the limit would be exceeded, when the kernel has
     /// no memory, or when the batch's round was sealed.
     pub fn apply(&mut self, batch: &DecodedBatch) -> Result<Applied, StoreError> {
-        let id = batch.id();
+        self.apply_as(batch, batch.id())
+    }
+
+    /// Takes in what this host knew of the pages before: every batch of the
+    /// migration that now begins overrules it.
+    ///
+    /// # Errors
+    /// As [`PageStore::apply`].
+    pub fn recall(&mut self, batch: &DecodedBatch) -> Result<(), StoreError> {
+        self.apply_as(batch, BatchId::default()).map(drop)
+    }
+
+    fn apply_as(&mut self, batch: &DecodedBatch, id: BatchId) -> Result<Applied, StoreError> {
         if let Some(sealed) = self.sealed.filter(|sealed| id.round <= *sealed) {
             return Err(StoreError::Late { round: id.round, sealed });
         }

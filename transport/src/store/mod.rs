@@ -30,7 +30,7 @@ pub use error::StoreError;
 
 use crate::page::{PageAt, PageBytes, PageIndex, PageRun, SpaceId};
 use crate::units::{ByteSize, PageCount, Round};
-use crate::wire::BatchId;
+use crate::wire::{Batch, BatchId, MAX_DATA_PAGES, RawBatch};
 use index::{ContentId, Contents, PageMap, Release};
 use slabs::{SLAB_BYTES, Slabs};
 use std::collections::BTreeMap;
@@ -149,6 +149,30 @@ impl PageStore {
                 .map(move |(index, _)| PageAt { space, index })
         };
         self.pages.spaces().flat_map(of).collect()
+    }
+
+    /// Every page that is present, by the name of its content: batches without
+    /// a byte of data, for an encoder that is to [assume](crate::encode::Encoder::assume)
+    /// them.
+    pub fn inventory(&self, mut take: impl FnMut(Batch)) {
+        let mut open = RawBatch::new(BatchId::default());
+        for space in self.pages.spaces() {
+            for (index, held) in self.pages.pages(space) {
+                let at = PageAt { space, index };
+                match held.what {
+                    What::Zero => open.zero(at),
+                    What::Content(id) => open.reference(at, self.contents.name(id)),
+                    What::Awaited | What::Released => continue,
+                }
+                if open.is_full(MAX_DATA_PAGES) {
+                    let full = std::mem::replace(&mut open, RawBatch::new(BatchId::default()));
+                    take(full.compress(0));
+                }
+            }
+        }
+        if !open.is_empty() {
+            take(open.compress(0));
+        }
     }
 
     /// Says that every batch of `round` and of the rounds before was applied.

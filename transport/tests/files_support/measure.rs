@@ -50,6 +50,7 @@ pub(crate) fn small_files() {
         fs::write(source.path().join(format!("dir{file}/file5")), b"changed").unwrap();
     }
     round("10 changed, frozen", &scanner, &second.manifest, Pace::Frozen, target.path());
+    round("names only", &scanner, &second.manifest, Pace::Names, target.path());
     round("same, frozen", &scanner, &second.manifest, Pace::Frozen, target.path());
 }
 

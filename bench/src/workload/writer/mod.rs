@@ -206,6 +206,24 @@ pub struct BadPage {
 pub const NAMED: usize = 8;
 
 impl Checked {
+    /// What is wrong, one line each.
+    pub fn objections(&self) -> Vec<String> {
+        let Checked { pages, bad, first, faults } = self;
+        let mut all = Vec::new();
+        if *pages == 0 {
+            all.push("the writer checked no page".to_owned());
+        }
+        if *bad > 0 {
+            let named: Vec<_> =
+                first.iter().map(|b| format!("page {} is {:?}", b.page, b.damage)).collect();
+            all.push(format!("{bad} of {pages} pages are wrong: {}", named.join(", ")));
+        }
+        if *faults > 0 {
+            all.push(format!("the writer met {faults} wrong pages while it wrote"));
+        }
+        all
+    }
+
     /// Takes in what another thread found.
     fn add(&mut self, other: Checked) {
         self.pages += other.pages;

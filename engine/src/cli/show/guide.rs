@@ -79,6 +79,9 @@ finished   The report; the last event, unless it was called off.
   total_ms   length of the command
   rounds     a list of all rounds, each as in the event round
   bytes_sent bytes that left the source in all, after compression
+  bytes_received
+             bytes that came back: answers, and the list of what the target
+             still had of an earlier move
   memory_bytes  the container's own memory that had to be moved
   lazy       how memory came into the restored container:
     faults     page faults that had to wait
@@ -96,6 +99,9 @@ finished   The report; the last event, unless it was called off.
   throttled_percent  most CPU time that was taken
   unknowns   what blip cannot know from where it stands, in words
   tracker    how changed pages were found, and why so
+  tracking   what that took on the source:
+    peak_bytes  most memory or disk for pages on their way
+    fell_back  rounds that took all pages, as a pre-dump failed
   versions   blip; docker, criu, runc, kernel as [source, target]
   notes      what an operator should know, in words";
 

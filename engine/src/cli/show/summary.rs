@@ -24,7 +24,7 @@ pub(crate) fn summary(report: &Report, why: Option<&str>) -> String {
         let text = format!("at most {taken} % of the CPU time was taken, and all given back");
         parts.push(field("throttle", &text));
     }
-    parts.push(field("tracker", &report.tracker));
+    parts.push(field("tracker", &tracker(report)));
     parts.extend(report.notes.iter().map(|note| field("note", note)));
     parts.extend(report.unknowns.iter().map(|unknown| field("not known", unknown)));
     parts.join("\n") + "\n"
@@ -142,6 +142,19 @@ fn brownout(report: &Report) -> Option<String> {
         micros(lazy.p50_us),
         micros(lazy.p99_us)
     ))
+}
+
+fn tracker(report: &Report) -> String {
+    let mut text = report.tracker.clone();
+    let took = &report.tracking;
+    if took.peak_bytes.0 > 0 {
+        text += &format!("; at most {} for pages on their way", took.peak_bytes);
+    }
+    if took.fell_back > 0 {
+        let rounds = count(u64::from(took.fell_back), "round");
+        text += &format!("; {rounds} took all pages, as a pre-dump failed");
+    }
+    text
 }
 
 fn memory(report: &Report) -> String {

@@ -2,7 +2,8 @@
 
 use super::summary::summary;
 use crate::event::{
-    Forecast, GoalReport, LazyReport, Phase, PhaseTime, Report, RoundReport, Versions,
+    Forecast, GoalReport, LazyReport, Phase, PhaseTime, Report, RoundReport, TrackingReport,
+    Versions,
 };
 use crate::handover::Outcome;
 use crate::plan::{Goal, Method};
@@ -28,6 +29,7 @@ pub(super) fn report() -> Report {
         total_ms: 3412.0,
         rounds: vec![RoundReport::default(); 5],
         bytes_sent: ByteSize(367 << 20),
+        bytes_received: ByteSize(0),
         memory_bytes: ByteSize(1 << 30),
         lazy: LazyReport {
             faults: 1532,
@@ -58,6 +60,7 @@ pub(super) fn report() -> Report {
         ],
         tracker: "write-protect: the kernel has PAGEMAP_SCAN and asynchronous write protection"
             .into(),
+        tracking: TrackingReport::default(),
         versions: Versions::default(),
         notes: vec!["the target's Docker is older".into()],
     }
@@ -94,6 +97,17 @@ web moved in 3.41 s
 ";
     assert_eq!(text, expected);
     assert!(text.lines().all(|line| line.chars().count() <= WIDTH));
+}
+
+#[test]
+fn what_tracking_took_is_said_beside_the_tracker() {
+    let mut report = report();
+    report.tracker = "soft-dirty: asked for".into();
+    report.tracking = TrackingReport { peak_bytes: ByteSize(64 << 20), fell_back: 1 };
+    let text = summary(&report, None);
+    let expected = "  tracker    soft-dirty: asked for; at most 64.0 MiB for pages on their way; 1 \
+                    round\n             took all pages, as a pre-dump failed\n";
+    assert!(text.contains(expected), "{text}");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 use crate::cgroup::{Freezer, Version};
 use crate::cli::Places;
+use crate::cli::forward::line as forward_line;
+use crate::forward::{self, Forward};
 use crate::history::{End, Ended, History, Running, Side, now};
 use crate::ledger::{Ledger, SourceRecord, TargetRecord, TargetStep};
 use crate::text::{brief_time, hang, printable, time};
@@ -31,6 +33,8 @@ struct Status {
     in_doubt: Vec<Doubt>,
     /// Came in, and did not get to their end.
     unfinished: Vec<TargetRecord>,
+    /// Still forwarded from here.
+    forwarded: Vec<Forward>,
     /// Ended, the latest first.
     ended: Vec<Ended>,
 }
@@ -71,7 +75,8 @@ fn gather(last: usize, places: &Places) -> anyhow::Result<Status> {
         .into_iter()
         .filter(|record| open(record.step) && !at_work(record.ticket.to_string()))
         .collect();
-    Ok(Status { in_doubt, unfinished, ended: history.ended(last), running })
+    let forwarded = forward::all()?;
+    Ok(Status { in_doubt, unfinished, forwarded, ended: history.ended(last), running })
 }
 
 fn is_frozen(record: &SourceRecord) -> bool {
@@ -90,6 +95,8 @@ fn text(status: &Status, now: u64) -> String {
     list("Under way", status.running.iter().map(|state| running(state, now)).collect());
     list("In doubt", status.in_doubt.iter().map(doubt).collect());
     list("Came in and did not finish", status.unfinished.iter().map(unfinished).collect());
+    let forwarded = status.forwarded.iter();
+    list("Forwarded", forwarded.map(|forward| forward_line(forward, now)).collect());
     list("Ended", status.ended.iter().map(|ended| one_ended(ended, now)).collect());
     if parts.is_empty() {
         return "No migration is under way, and none is remembered.\n".into();
@@ -269,6 +276,10 @@ Ended
             unified: true,
             target: "hostb:4433".into(),
             remove_source: false,
+            close_connections: false,
+            forward: None,
+            by_docker: None,
+            remains: Default::default(),
             at: 0,
         };
         let arrival = TargetRecord {

@@ -92,7 +92,7 @@ fn freeze(model: &Model, why: String) -> Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Costs, Goal, LinkFacts, Planner, RoundFacts};
+    use crate::plan::{Costs, Goal, LinkFacts, Planner, RoundFacts, Watched};
     use blip_transport::units::Round;
     use std::time::Duration;
 
@@ -113,6 +113,7 @@ mod tests {
                 held_back: PageCount(0),
                 wire: PageCount(dirty).bytes(),
                 throttle: 0,
+                watched: Watched::default(),
             };
             if let Decision::Freeze { .. } = planner.after_round(&facts) {
                 return n + 1;

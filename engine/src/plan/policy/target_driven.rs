@@ -9,8 +9,9 @@
 //!   reach the target; else leave the rest behind, if the method may; else what
 //!   `--on-miss` says. Throttling comes first because whoever allows it says that
 //!   a slow container now is better than one that waits for its pages later.
-//! * Hot pages are held back if a round without them leaves no more behind than
-//!   a round with them.
+//! * Hot pages are held back unless sending them leads to the goal: where the rest
+//!   may follow later that saves sending them twice; where it must be shipped, if
+//!   a round without them leaves no more behind than a round with them.
 
 use super::Policy;
 use super::reasons::{describe, fixed_misses, least_downtime, passes_deadline, ways, would_take};
@@ -23,6 +24,8 @@ use std::time::Duration;
 const NEGLIGIBLE: Duration = Duration::from_millis(4);
 /// … nor one of this share of the fixed cost.
 const NEGLIGIBLE_SHARE: f64 = 0.03;
+/// A rest that needs no second round, however wrong its rate may be.
+const NEXT_TO_NOTHING: Duration = Duration::from_millis(1);
 /// Downtime that is worth a brownout.
 const WORTH_A_BROWNOUT: Duration = Duration::from_millis(20);
 /// A round must leave this share of the rest or less to be worth it.
@@ -82,7 +85,12 @@ impl Policy for TargetDriven {
         if let Some(why) = hopeless(model) {
             return Decision::GiveUp { why };
         }
-        Decision::CopyAgain { hold_back: false, why: "the first round copies all memory".into() }
+        self.holding = goal.hold_back;
+        let why = match goal.hold_back {
+            true => "the first round copies all memory, but for pages it sees written all the time",
+            false => "the first round copies all memory",
+        };
+        Decision::CopyAgain { hold_back: goal.hold_back, why: why.into() }
     }
 
     fn after_round(&mut self, model: &Model) -> Decision {
@@ -103,6 +111,10 @@ impl Policy for TargetDriven {
         }
         if model.intervals() == 0 {
             return self.again(next, "one round says nothing of how much is dirtied".into());
+        }
+        if model.rounds() == 1 && model.time_for(rest) > NEXT_TO_NOTHING {
+            let why = "one round of all memory says little of how fast dirty pages go out";
+            return self.again(next, why.into());
         }
         if let Some(reason) = enough(model, rest) {
             return match worthwhile(model, rest, next) {
@@ -193,16 +205,19 @@ impl TargetDriven {
             let found = model.last().map_or(PageCount(0), |round| round.dirty);
             return Next { hold_back: model.time_for(found) >= LONG_ENOUGH, ..sending };
         }
-        let hot = model.rest().0 as f64 * model.hot_share();
-        if hot < FEW as f64 {
+        if model.hot().0 < FEW {
+            return sending;
+        }
+        // What is held back is a rest that does not shrink: not on the way to a
+        // goal that sending reaches.
+        let lazy = model.goal().method.may_leave_pages();
+        if (lazy || reachable(model).is_some()) && converges(model, self.throttle) {
             return sending;
         }
         let (left, held, time) = model.after_holding(self.throttle);
-        // What is held back is a rest that does not shrink: not on the way to a
-        // target that sending reaches.
-        let chasing = reachable(model).is_some() && converges(model, self.throttle);
-        let pays = left.0 as f64 <= 1.05 * rest.0 as f64;
-        if pays && !chasing { Next { hold_back: true, held, rest: left, time } } else { sending }
+        // What follows after the resume costs no downtime, and is sent once.
+        let pays = lazy || left.0 as f64 <= 1.05 * rest.0 as f64;
+        if pays { Next { hold_back: true, held, rest: left, time } } else { sending }
     }
 
     fn again(&mut self, next: Next, mut why: String) -> Decision {
@@ -396,7 +411,8 @@ fn hopeless(model: &Model) -> Option<String> {
         OnMiss::PostCopy => !goal.method.may_leave_pages(),
         OnMiss::Proceed => false,
     };
-    let at_best = model.fixed().saturating_sub(model.costs().spread() * 2);
+    let doubt = model.costs().doubt(model.memory());
+    let at_best = model.fixed().saturating_sub(doubt * 2);
     (gives_up && at_best > target).then(|| {
         format!(
             "{}, however little is left to copy; nothing was copied",

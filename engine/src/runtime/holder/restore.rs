@@ -8,6 +8,7 @@ use std::process::{Child, Command};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use super::console::Console;
 use super::setup::Place;
 use crate::runtime::exclusion;
 use crate::runtime::hook::{self, BLIP_VARIABLE, STAGE_VARIABLE};
@@ -20,7 +21,11 @@ const LOG_TAIL: usize = 8 * 1024;
 
 /// Starts `runc restore` and returns its pid; it inherits the container's
 /// standard input, output and error.
-pub(super) fn spawn(place: &Place, spec: &RestoreSpec) -> Result<i32, String> {
+pub(super) fn spawn(
+    place: &Place,
+    spec: &RestoreSpec,
+    console: Option<&mut Console>,
+) -> Result<i32, String> {
     let runc = find_runc().map_err(|e| e.to_string())?;
     let script =
         hook::install_script().map_err(|e| format!("cannot install CRIU's action script: {e}"))?;
@@ -46,6 +51,11 @@ pub(super) fn spawn(place: &Place, spec: &RestoreSpec) -> Result<i32, String> {
     }
     if spec.lazy {
         command.arg("--lazy-pages");
+    }
+    if let Some(console) = console {
+        let socket = console.listen(place.stage.console_socket());
+        let socket = socket.map_err(|e| format!("cannot wait for the terminal: {e}"))?;
+        command.arg("--console-socket").arg(socket);
     }
     command.arg(&place.id);
     command.env(STAGE_VARIABLE, place.stage.path()).env(BLIP_VARIABLE, myself);

@@ -14,6 +14,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket};
 
+use super::console::Console;
 use crate::runtime::args::Global;
 use crate::runtime::bundle::{Bundle, Network};
 use crate::runtime::cgroup::Seats;
@@ -21,6 +22,9 @@ use crate::runtime::log::rfc3339;
 use crate::runtime::procfs;
 use crate::runtime::stage::wire::{self, HolderUp, Report};
 use crate::runtime::stage::{HolderRecord, StageDir};
+
+/// Names the socket at which Docker waits for the container's terminal.
+pub(in crate::runtime) const CONSOLE_VARIABLE: &str = "BLIP_CONSOLE_SOCKET";
 
 /// What the holder stands on.
 pub(super) struct Place {
@@ -38,6 +42,7 @@ pub(super) struct Place {
     pub(super) home: Seats,
     /// The container's cgroups.
     pub(super) seats: Seats,
+    console: Option<Console>,
     agent: Option<UnixStream>,
     commands: Option<UnixListener>,
     signals: Option<SignalFd>,
@@ -75,6 +80,7 @@ fn take_place(args: &[OsString]) -> Result<Place, String> {
     let _ = prctl::set_name(c"blip-holder");
     nix::unistd::setsid().map_err(during("setsid"))?;
     prctl::set_child_subreaper(true).map_err(during("become a subreaper"))?;
+    let console = make_console(&bundle)?;
     spare_from_oom();
     let host_netns =
         fs::File::open("/proc/self/ns/net").map_err(|e| format!("open the own netns: {e}"))?;
@@ -124,13 +130,29 @@ fn take_place(args: &[OsString]) -> Result<Place, String> {
         host_netns,
         home,
         seats,
+        console,
         agent: Some(agent),
         commands: Some(commands),
         signals: Some(signals),
     })
 }
 
+/// A terminal, if the container is to have one; the caller leads a session.
+fn make_console(bundle: &Bundle) -> Result<Option<Console>, String> {
+    if !bundle.terminal() {
+        return Ok(None);
+    }
+    let socket = std::env::var_os(CONSOLE_VARIABLE)
+        .ok_or("the container has a terminal, and Docker names no socket for it")?;
+    let console = Console::make(Path::new(&socket));
+    console.map(Some).map_err(|e| format!("make its terminal: {e}"))
+}
+
 impl Place {
+    pub(super) fn take_console(&mut self) -> Option<Console> {
+        self.console.take()
+    }
+
     pub(super) fn take_agent(&mut self) -> UnixStream {
         self.agent.take().expect("taken once, by Holder::new")
     }
@@ -173,6 +195,7 @@ fn catch_signals() -> nix::Result<SignalFd> {
         Signal::SIGQUIT,
         Signal::SIGUSR1,
         Signal::SIGUSR2,
+        Signal::SIGWINCH,
     ] {
         set.add(signal);
     }

@@ -152,6 +152,11 @@ impl StageDir {
         self.path.join("criu.conf")
     }
 
+    /// Where runc gives the container's terminal to the holder.
+    pub(crate) fn console_socket(&self) -> PathBuf {
+        self.path.join("console.sock")
+    }
+
     pub(crate) fn init_pid_file(&self) -> PathBuf {
         self.path.join("init.pid")
     }

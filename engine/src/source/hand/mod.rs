@@ -1,6 +1,8 @@
 //! From the freeze to the end: carries out what the pure
 //! [`Source`] says, and times the downtime's phases.
 
+pub(crate) mod forward;
+mod keep;
 mod rest;
 mod ship;
 mod still;
@@ -8,11 +10,13 @@ mod still;
 use super::freeze::{Frozen, Ready};
 use super::peer::Peer;
 use super::pump::{Pump, PumpError, RoundDone};
-use super::resolve;
 use super::subject::Subject;
 use super::{Copied, Ended, MigrateError, Run};
+use super::{farewell, resolve};
 use crate::docker::never_restart;
 use crate::event::{Event, LazyReport, Phase, PhaseTime, millis};
+use crate::external::{Restore, remembered};
+use crate::forward::Forward;
 use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdict};
 use crate::ledger::{Ledger, SourceRecord};
 use crate::plan::LinkFacts;
@@ -297,15 +301,20 @@ impl<'a> Handover<'a> {
         if let Err(error) = self.run.docker.set_restart_policy(id, never_restart()).await {
             tracing::error!("{error}");
         }
+        let record = self.record();
+        let forwarder = forward::start(record.forward.as_ref()).await;
+        farewell::say(&record);
+        self.keep_memory().await;
         if let Some(frozen) = self.frozen.take() {
-            frozen.retire().await;
+            frozen.retire(self.subject.closes_here()).await;
         }
         let remove = self.run.order.remove_source;
-        if let Err(error) = resolve::put_away(&self.run.docker, &self.record(), remove).await {
+        if let Err(error) = resolve::put_away(&self.run.docker, &record, remove).await {
             tracing::error!("{error}");
         }
+        forward::opened(forwarder, record.forward.as_ref(), Some(&self.run.events)).await;
         if !remove {
-            resolve::remember(&self.run.order.state, &self.record());
+            resolve::remember(&self.run.order.state, &record);
         }
         self.forget_ticket();
         let _ = self.peer.say(&ToTarget::Retired).await;
@@ -344,26 +353,18 @@ impl<'a> Handover<'a> {
             lazy: self.lazy,
             memory: self.memory,
             sent: stats.sent,
+            received: stats.received,
             link,
             tracker: self.copied.tracker,
+            tracking: self.copied.pump.as_ref().map(Pump::tracking).unwrap_or_default(),
             forecast: self.copied.forecast,
+            foretold: true,
             throttled: self.copied.throttled,
         })
     }
 
     fn record(&self) -> SourceRecord {
-        let inspection = &self.subject.inspection;
-        SourceRecord {
-            ticket: self.ticket,
-            container: inspection.id.clone(),
-            name: inspection.name.clone(),
-            init: self.subject.init(),
-            freezer: self.subject.freezer.path.clone(),
-            unified: self.subject.freezer.version == crate::cgroup::Version::V2,
-            target: self.run.order.target.clone(),
-            remove_source: self.run.order.remove_source,
-            at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-        }
+        record(self.run, self.subject, &self.peer, self.ticket)
     }
 
     /// What the link carried in the longest round. A round that the container
@@ -378,5 +379,29 @@ impl<'a> Handover<'a> {
     fn ledger(&self) -> Result<Ledger, MigrateError> {
         let path = self.run.order.state.join("departures");
         Ledger::open(&path).map_err(|source| MigrateError::State { path, source })
+    }
+}
+
+/// What `blip resolve` needs to know of a container that leaves.
+pub(super) fn record(run: &Run, subject: &Subject, peer: &Peer, ticket: Ticket) -> SourceRecord {
+    let inspection = &subject.inspection;
+    let target = peer.link.remote_addr().ip().to_canonical();
+    let order = &run.order;
+    let by_docker = order.restore == Restore::Docker;
+    let policy = inspection.all.host_config.as_ref().and_then(|host| host.restart_policy.as_ref());
+    SourceRecord {
+        ticket,
+        container: inspection.id.clone(),
+        name: inspection.name.clone(),
+        init: subject.init(),
+        freezer: subject.freezer.path.clone(),
+        unified: subject.freezer.version == crate::cgroup::Version::V2,
+        target: order.target.clone(),
+        remove_source: order.remove_source,
+        close_connections: subject.closes_here(),
+        forward: order.forward.map(|time| Forward::of(inspection, ticket, target, time)),
+        by_docker: by_docker.then(|| remembered(policy)).flatten(),
+        remains: keep::remains(subject),
+        at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
     }
 }

@@ -37,9 +37,16 @@ impl Handover<'_> {
         let gauge = Gauge::default();
         let order = self.frozen_round(round, &tasks);
         let _interrupted = self.cut_short_at_interrupt(&gauge);
-        // CRIU writes its images while the last pages are on their way.
-        // Everything the scan reads stands still.
-        let (frozen, pages) = tokio::join!(still.dump(&tasks), pump.round(order, &gauge, &link),);
+        let files = async {
+            match trees {
+                Some(trees) => trees.round(Pace::Frozen, &link).await.map(|(trees, _)| Some(trees)),
+                None => Ok(None),
+            }
+        };
+        // CRIU writes its images while the last pages and files are on their
+        // way. Everything that is read stands still.
+        let (frozen, pages, files) =
+            tokio::join!(still.dump(&tasks), pump.round(order, &gauge, &link), files);
         // First of all what the way back needs.
         self.frozen = Some(frozen?);
         tracing::debug!(since_freeze = ?self.clock.last.elapsed(), "dumped, last pages read");
@@ -51,9 +58,8 @@ impl Handover<'_> {
         self.confirm(round, done.batches).await?;
         self.copied.rounds.push(done.report.clone());
         self.run.events.send(Event::Round(done.report));
-        // After the dump: CRIU gives deleted files that are open a name again.
-        if let Some(trees) = trees {
-            let (trees, _) = trees.round(Pace::Frozen, &link).await?;
+        if let Some(trees) = files? {
+            let trees = trees.names(&link).await?;
             self.peer.say(&ToTarget::FilesEnd { streams: trees.streams() }).await?;
             self.unconfirmed += 1;
             // Kept: to let go of the kernel's write log takes tens of milliseconds.
@@ -83,7 +89,7 @@ impl Handover<'_> {
     /// The last scan and what becomes of the pages it finds.
     fn frozen_round(&self, round: Round, tasks: &[Task]) -> pump::Order {
         let take = if self.copied.manner.leaves { Take::Nothing } else { Take::All };
-        pump::Order { round, tasks: tasks.to_vec(), stop: Stop::Frozen, take }
+        pump::Order { round, tasks: tasks.to_vec(), stop: Stop::Frozen, take, watch: false }
     }
 
     /// Ends a long last round if the user has had enough.

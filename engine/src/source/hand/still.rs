@@ -62,7 +62,8 @@ impl Handover<'_> {
     async fn catch_up(&mut self) -> Result<(), MigrateError> {
         let round = self.next_round();
         let tasks = self.subject.tasks()?;
-        let order = pump::Order { round, tasks, stop: Stop::Live, take: Take::All };
+        let take = Take::All;
+        let order = pump::Order { round, tasks, stop: Stop::Live, take, watch: false };
         let (pump, link) = (self.take_pump()?, self.peer.link.clone());
         let gauge = Gauge::default();
         let copying = pump.round(order, &gauge, &link);

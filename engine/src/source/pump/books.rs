@@ -1,11 +1,17 @@
 //! What the source knows of the container's pages: where they are, which of
-//! them the target lacks, and which are written again and again. Pure.
+//! them the target lacks, and which are written again and again. Pure: time is
+//! an argument.
+
+mod heat;
 
 use crate::track::runs::Runs;
 use crate::track::{Scan, SpaceScan};
 use blip_transport::page::{PageRun, SpaceId};
 use blip_transport::units::PageCount;
+pub(super) use heat::Heat;
+use heat::Looks;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Pages, by address space.
 pub(super) type Pages = BTreeMap<SpaceId, Runs>;
@@ -15,8 +21,8 @@ pub(super) type Pages = BTreeMap<SpaceId, Runs>;
 pub enum Take {
     /// Send them all.
     All,
-    /// Send them, except those that the scan before found dirty too: they will
-    /// be dirty again.
+    /// Send them, except those that are written again and again: they will be
+    /// dirty again.
     Cool,
     /// Send none; the target forgets what it has of them.
     Nothing,
@@ -29,7 +35,7 @@ pub(super) struct Share {
     pub read: Runs,
     /// The target's copy is old, or there is none.
     pub kept: Runs,
-    /// Dirty in this scan and in the one before.
+    /// Of both, those that are written again and again.
     pub hot: PageCount,
 }
 
@@ -44,44 +50,67 @@ pub(super) struct Books {
     pub resident: BTreeMap<SpaceId, Vec<PageRun>>,
     /// Pages found dirty and not sent since.
     pub held: Pages,
-    /// What the last two scans found dirty, the latest last.
-    dirty: [Pages; 2],
+    /// Found written by glances after they had been read: the next scan reports
+    /// them once more.
+    pub again: Pages,
+    /// What was written from one look to the next, and what follows from it.
+    looks: Looks,
+    heat: BTreeMap<SpaceId, Heat>,
 }
 
 impl Books {
+    /// Takes a scan in. `live`: when it was made, if the container runs;
+    /// nothing is learned inside the freeze.
+    pub(super) fn remember(&mut self, scan: &Scan, live: Option<Duration>) {
+        let first = self.resident.is_empty();
+        self.resident.clear();
+        let mut written = Pages::new();
+        for space in &scan.spaces {
+            self.resident.insert(space.space, space.resident.clone());
+            if space.restarted {
+                self.looks.forget(space.space);
+                self.heat.remove(&space.space);
+                self.held.remove(&space.space);
+            } else if live.is_some() {
+                // What a glance has seen was counted then.
+                let nothing = Runs::default();
+                let again = self.again.get(&space.space).unwrap_or(&nothing);
+                let dirty = Runs::from(space.dirty.as_slice()).subtract(again);
+                written.insert(space.space, dirty);
+            }
+        }
+        self.again.clear();
+        self.held.retain(|space, _| self.resident.contains_key(space));
+        if let Some(now) = live {
+            // A first scan finds everything dirty, which says nothing.
+            self.glanced(now, if first { Pages::new() } else { written });
+        }
+    }
+
+    /// Takes in what a glance has found written.
+    pub(super) fn glanced(&mut self, now: Duration, written: Pages) {
+        self.looks.add(now, written);
+        let spaces = self.resident.keys();
+        self.heat = spaces.map(|&space| (space, self.looks.heat(space))).collect();
+    }
+
     /// Divides what a scan found dirty, and what was held back before, into
-    /// what is sent now and what is not.
+    /// what is sent now and what is not. The scan has been told to
+    /// [`remember`](Self::remember).
     pub(super) fn share(&self, space: &SpaceScan, take: Take) -> Share {
-        let dirty = Runs::from(space.dirty.as_slice());
         let nothing = Runs::default();
-        let held = self.held.get(&space.space).filter(|_| !space.restarted);
+        let held = self.held.get(&space.space).unwrap_or(&nothing);
         let resident = Runs::from(space.resident.as_slice());
-        let due = dirty.union(&held.unwrap_or(&nothing).intersect(&resident));
-        let before = self.dirty[1].get(&space.space).filter(|_| !space.restarted);
-        let hot = dirty.intersect(before.unwrap_or(&nothing));
+        let dirty = Runs::from(space.dirty.as_slice());
+        let due = dirty.union(&held.intersect(&resident));
+        let hot = self.heat.get(&space.space).map_or(nothing, |heat| due.intersect(&heat.hot));
+        let nothing = Runs::default();
         let pages = hot.pages();
         match take {
             Take::All => Share { read: due, kept: nothing, hot: pages },
             Take::Cool => Share { read: due.subtract(&hot), kept: hot, hot: pages },
             Take::Nothing => Share { read: nothing, kept: due, hot: pages },
         }
-    }
-
-    /// Takes a scan in. What is kept of it has been told to
-    /// [`hold`](Self::hold).
-    pub(super) fn remember(&mut self, scan: Scan) {
-        let first = self.resident.is_empty();
-        self.resident.clear();
-        self.dirty.swap(0, 1);
-        self.dirty[1].clear();
-        for space in scan.spaces {
-            // A first scan finds everything dirty, which says nothing.
-            if !first && !space.restarted {
-                self.dirty[1].insert(space.space, Runs::from(space.dirty.as_slice()));
-            }
-            self.resident.insert(space.space, space.resident);
-        }
-        self.held.retain(|space, _| self.resident.contains_key(space));
     }
 
     /// These pages of a space, and only these, are held back.
@@ -93,26 +122,45 @@ impl Books {
         }
     }
 
-    /// Pages of a space that were dirty in the last two scans, the latest first.
-    pub(super) fn hot(&self, space: SpaceId) -> Vec<PageRun> {
-        let latest_first = self.dirty.iter().rev();
-        latest_first
-            .filter_map(|scan| scan.get(&space))
-            .flat_map(|runs| runs.as_slice())
-            .copied()
-            .collect()
+    /// How often pages of a space were written of late.
+    pub(super) fn heat(&self, space: SpaceId) -> Option<&Heat> {
+        self.heat.get(&space)
+    }
+
+    /// When the container was last looked at while it ran.
+    pub(super) fn last_look(&self) -> Option<Duration> {
+        self.looks.last()
+    }
+
+    /// The latest looks after `since`, each with the time from the look before:
+    /// how much was written, and how much of it outside of what is held back.
+    pub(super) fn seen(&self, since: Duration) -> Vec<(Duration, PageCount, PageCount)> {
+        self.looks.seen(since, &self.held)
     }
 
     /// All pages held back.
     pub(super) fn held_pages(&self) -> PageCount {
-        PageCount(self.held.values().map(|runs| runs.pages().0).sum())
+        total(&self.held)
     }
+
+    /// Pages that are due again, as far as is known, and how many of those and
+    /// of the held ones are written again and again.
+    pub(super) fn due_again(&self) -> (PageCount, PageCount) {
+        let hot = self.heat.iter().map(|(space, Heat { hot, .. })| {
+            let of = |pages: &Pages| pages.get(space).map_or(0, |p| p.intersect(hot).pages().0);
+            of(&self.held) + of(&self.again)
+        });
+        (total(&self.again), PageCount(hot.sum()))
+    }
+}
+
+fn total(pages: &Pages) -> PageCount {
+    PageCount(pages.values().map(|runs| runs.pages().0).sum())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const SPACE: SpaceId = SpaceId(1);
 
@@ -132,12 +180,13 @@ mod tests {
         Runs::from(runs.as_slice())
     }
 
-    /// One live round: what is read and what is kept.
+    /// One live round, 5 s long: what is read and what is kept.
     fn round(books: &mut Books, take: Take, resident: u64, dirty: &[(u64, u64)]) -> (Runs, Runs) {
-        let space = scan(resident, dirty);
-        let share = books.share(&space, take);
+        let scan = Scan { spaces: vec![scan(resident, dirty)], gone: vec![], took: Duration::ZERO };
+        let now = books.looks.last().map_or(Duration::ZERO, |at| at + Duration::from_secs(5));
+        books.remember(&scan, Some(now));
+        let share = books.share(&scan.spaces[0], take);
         books.hold(SPACE, share.kept.clone());
-        books.remember(Scan { spaces: vec![space], gone: vec![], took: Duration::ZERO });
         (share.read, share.kept)
     }
 
@@ -179,5 +228,24 @@ mod tests {
         assert_eq!((read, kept), (runs(&[]), runs(&[(0, 100)])));
         let (_, kept) = round(&mut books, Take::Nothing, 100, &[(3, 1)]);
         assert_eq!(kept, runs(&[(0, 100)]), "still nowhere else");
+    }
+
+    #[test]
+    fn what_glances_find_hot_waits_from_the_next_scan_on() {
+        let mut books = Books::default();
+        round(&mut books, Take::Cool, 100, &[(0, 100)]);
+        for second in 1..3 {
+            let pages = Pages::from([(SPACE, runs(&[(20, 10)]))]);
+            books.glanced(Duration::from_secs(second), pages.clone());
+            books.again = pages;
+        }
+        assert_eq!(books.due_again(), (PageCount(10), PageCount(10)));
+        // They are owed, and counted once only; page 30 is new.
+        let scan =
+            Scan { spaces: vec![scan(100, &[(20, 11)])], gone: vec![], took: Duration::ZERO };
+        books.remember(&scan, Some(Duration::from_millis(2_100)));
+        let share = books.share(&scan.spaces[0], Take::Cool);
+        assert_eq!((share.read, share.kept), (runs(&[(30, 1)]), runs(&[(20, 10)])));
+        assert_eq!(books.due_again().0, PageCount(0));
     }
 }

@@ -10,6 +10,7 @@ mod walk;
 
 use super::probe::{Missing, probe};
 use super::resident::Content;
+use super::runs::Runs;
 use super::{Scan, ScanCost, Stop, Task, TrackError, TrackStats, Tracker, TrackerKind};
 use blip_transport::page::{PageRun, SpaceId};
 use space::{Space, Visit, Visited};
@@ -102,6 +103,14 @@ impl Tracker for WriteProtect {
         if let Some(space) = self.spaces.get_mut(&space) {
             space.give_back(runs);
         }
+    }
+
+    fn glances(&self) -> bool {
+        true
+    }
+
+    fn glance(&mut self, space: SpaceId) -> Result<Option<Runs>, TrackError> {
+        self.spaces.get_mut(&space).map_or(Ok(None), |space| space.glance(self.content))
     }
 
     fn disarm(&mut self) {

@@ -21,6 +21,7 @@
 //! Holes are never armed: both scans ask for pages with content. (Protecting a
 //! hole leaves a marker that CRIU would dump as a swapped page.)
 
+mod glance;
 mod look;
 
 use super::super::direct_io::DirectIo;

@@ -53,6 +53,8 @@ impl<'a> Walk<'a, '_> {
         }) {
             return Ok(Some(before.clone()));
         }
+        self.totals.loose +=
+            u64::from(self.names_only && (found.len() as u64) < found[0].stamp.links);
         let primary = base.map_or(&found[0], |(name, ..)| name);
         let known = base.map(|(_, node, _)| before.map_or(node.digest, |before| before.digest));
         self.path.clone_from(&primary.path);

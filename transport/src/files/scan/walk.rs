@@ -24,6 +24,8 @@ pub(super) struct Walk<'a, 'w> {
     pub(super) known: &'a Manifest,
     /// Change times before it are believed; without it, none.
     pub(super) fence: Option<Time>,
+    /// What is in directories that did not change is as it was.
+    pub(super) names_only: bool,
     /// What was written to large files, if somebody knows.
     pub(super) log: Option<&'w mut dyn WriteLog>,
     pub(super) writer: FrameWriter<'w>,
@@ -68,6 +70,7 @@ impl<'a, 'w> Walk<'a, 'w> {
             scanner,
             known,
             fence,
+            names_only: false,
             log,
             writer,
             path: Vec::new(),
@@ -203,7 +206,11 @@ impl<'a, 'w> Walk<'a, 'w> {
             let before = old_entry.filter(|(old, _)| *old == name).map(|(_, node)| node);
             next_listed += usize::from(present);
             next_old += usize::from(before.is_some());
-            let seen = if present { self.named(dir, &name, before)? } else { Seen::Gone };
+            let seen = match before {
+                _ if !present => Seen::Gone,
+                Some(node) if trusted && self.names_only && node.is_lone() => Seen::Same,
+                before => self.named(dir, &name, before)?,
+            };
             match (seen, before) {
                 (Seen::Same, Some(_)) => fresh.keep(next_old - 1),
                 (Seen::New(node), _) => fresh.push(name, node),

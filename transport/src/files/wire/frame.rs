@@ -108,6 +108,8 @@ pub struct FrameWriter<'a> {
     sink: &'a mut dyn Sink,
     body: Vec<u8>,
     zstd: zstd::bulk::Compressor<'static>,
+    /// Whether it pays to compress.
+    far: bool,
     /// Frames still to be sent without trying to compress.
     plain_for: u32,
     totals: WireTotals,
@@ -120,9 +122,16 @@ impl<'a> FrameWriter<'a> {
             sink,
             body: Vec::with_capacity(FULL + 2 * MAX_DATA),
             zstd: zstd::bulk::Compressor::new(ZSTD_LEVEL)?,
+            far: true,
             plain_for: 0,
             totals: WireTotals::default(),
         })
+    }
+
+    /// The frames stay on this host: compressing them saves nothing.
+    pub fn nearby(mut self) -> Self {
+        self.far = false;
+        self
     }
 
     /// Adds `record`, with `data` behind it if it is [`Record::Data`].
@@ -166,7 +175,7 @@ impl<'a> FrameWriter<'a> {
     }
 
     fn seal(&mut self) -> io::Result<Bytes> {
-        if self.plain_for == 0 {
+        if self.far && self.plain_for == 0 {
             let packed = self.zstd.compress(&self.body)?;
             if packed.len() < self.body.len() - self.body.len() / 16 {
                 let mut frame = Vec::with_capacity(packed.len() + 5);
@@ -177,7 +186,7 @@ impl<'a> FrameWriter<'a> {
             }
             self.plain_for = PATIENCE;
         } else {
-            self.plain_for -= 1;
+            self.plain_for = self.plain_for.saturating_sub(1);
         }
         let mut frame = Vec::with_capacity(self.body.len() + 1);
         frame.push(PLAIN);

@@ -1,13 +1,18 @@
 //! The images that containers of the lab run, made without a registry.
 //!
-//! Each is one layer of a few programs and their libraries, taken from the
+//! Those that every lab has are small; larger ones are made and loaded when a
+//! lab asks for them ([`application`]). Each of the small ones is one layer of a few programs and their libraries, taken from the
 //! hosts' own root, written as an archive that `docker load` reads. All that
 //! goes in is fixed (order, times, owners), so an image's ID depends on its
 //! files only and is the same on every host.
 
+mod application;
+
 use super::error::Context as _;
 use super::paths::lock;
 use super::{LabError, Result, run};
+pub use application::{Application, MEMCACHED, NGINX, POSTGRESQL};
+pub(super) use application::{ensure as ensure_application, root as application_root};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,6 +20,9 @@ use std::path::{Path, PathBuf};
 
 /// Counts changes of what goes into the images.
 pub(super) const RECIPE: u32 = 1;
+
+/// Where programs are.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// One image to make.
 struct Image<'a> {
@@ -90,9 +98,14 @@ fn archive_of(images: &[Image<'_>], root: &Path, work: &Path) -> Result<PathBuf>
     for image in images {
         manifest.push(make(image, root, work, &out)?);
     }
+    bind(&manifest, &out, work)
+}
+
+/// Makes an archive of images that lie sealed in a folder.
+fn bind(manifest: &[serde_json::Value], out: &Path, work: &Path) -> Result<PathBuf> {
     write(&out.join("manifest.json"), &json!(manifest))?;
     let whole = work.join("images.tar");
-    pack(&out, &whole)?;
+    pack(out, &whole)?;
     Ok(whole)
 }
 
@@ -103,10 +116,21 @@ fn make(image: &Image<'_>, root: &Path, work: &Path, out: &Path) -> Result<serde
     lay_files(image, root, &files)?;
     let layer = work.join("layer.tar");
     pack(&files, &layer)?;
-    let digest = sha256(&layer)?;
-    let layer_name = format!("{digest}.tar");
-    fs::rename(&layer, out.join(&layer_name)).on("keeping", &layer)?;
+    let config = json!({ "Cmd": image.command, "Env": [PATH, "PYTHONDONTWRITEBYTECODE=1"], "WorkingDir": "/data" });
+    seal(image.name, &layer, &config, out)
+}
 
+/// Puts a layer and what Docker is to know of it into the folder of an
+/// archive; gives the image's line of the manifest.
+fn seal(
+    name: &str,
+    layer: &Path,
+    config: &serde_json::Value,
+    out: &Path,
+) -> Result<serde_json::Value> {
+    let digest = sha256(layer)?;
+    let layer_name = format!("{digest}.tar");
+    fs::rename(layer, out.join(&layer_name)).on("keeping", layer)?;
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -116,14 +140,7 @@ fn make(image: &Image<'_>, root: &Path, work: &Path, out: &Path) -> Result<serde
         "architecture": architecture,
         "os": "linux",
         "created": "2025-01-01T00:00:00Z",
-        "config": {
-            "Cmd": image.command,
-            "Env": [
-                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                "PYTHONDONTWRITEBYTECODE=1",
-            ],
-            "WorkingDir": "/data",
-        },
+        "config": config,
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
         "history": [{ "created": "2025-01-01T00:00:00Z", "created_by": "blip-bench lab" }],
     });
@@ -131,7 +148,7 @@ fn make(image: &Image<'_>, root: &Path, work: &Path, out: &Path) -> Result<serde
     write(&draft, &config)?;
     let config_name = format!("{}.json", sha256(&draft)?);
     fs::rename(&draft, out.join(&config_name)).on("keeping", &draft)?;
-    Ok(json!({ "Config": config_name, "RepoTags": [image.name], "Layers": [layer_name] }))
+    Ok(json!({ "Config": config_name, "RepoTags": [name], "Layers": [layer_name] }))
 }
 
 /// Gathers an image's files: busybox for everything ordinary, its programs
@@ -222,13 +239,19 @@ fn copy(root: &Path, path: &Path, to: &Path) -> Result<()> {
     fs::copy(root.join(real), to).map(|_| ()).on("copying", to)
 }
 
-/// Packs a folder the same way every time.
+/// Packs a folder the same way every time, as if all were root's.
 fn pack(dir: &Path, archive: &Path) -> Result<()> {
+    tar(dir, archive, &["--owner=0", "--group=0", "--exclude=__pycache__"])
+}
+
+/// Packs a folder the same way every time.
+fn tar(dir: &Path, archive: &Path, options: &[&str]) -> Result<()> {
     run::run(
         "packing an image",
         run::program("tar")
-            .args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"])
-            .args(["--exclude=__pycache__", "--format=gnu", "-cf"])
+            .args(["--sort=name", "--mtime=@0", "--numeric-owner", "--format=gnu"])
+            .args(options)
+            .arg("-cf")
             .arg(archive)
             .arg("-C")
             .arg(dir)

@@ -1,7 +1,10 @@
 //! CRIU alone, moving a plain process: with images, with its page server (memory is written
 //! straight into the target's memory file system while the process is frozen),
-//! or with lazy pages (the process is restored without its memory, which
-//! follows from the source: post-copy).
+//! with lazy pages (the process is restored without its memory, which follows
+//! from the source: post-copy), or with a chain of pre-dumps (pre-copy).
+
+mod ahead;
+mod process;
 
 use std::net::SocketAddr;
 use std::process::{Child, Stdio};
@@ -13,7 +16,6 @@ use super::berth::{self, Copy, DIR, NET, PAGES as PORT, shell};
 use crate::lab::Host;
 use crate::rig::Rig;
 use crate::run::Load;
-use crate::workload::redis;
 
 /// How memory gets to the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ enum How {
     PageServer,
     /// After the restore.
     Lazy,
+    /// In images made and copied ahead, then those of the rest.
+    Ahead,
 }
 
 /// CRIU, one way or the other.
@@ -44,6 +48,10 @@ impl Criu {
 
     pub(super) fn lazy_pages() -> Criu {
         Criu { how: How::Lazy, serving: Vec::new() }
+    }
+
+    pub(super) fn pre_dump() -> Criu {
+        Criu { how: How::Ahead, serving: Vec::new() }
     }
 
     /// Starts a program that goes on while others run.
@@ -67,11 +75,11 @@ impl Criu {
             pages = format!("--page-server --address {address} --port {PORT}");
         }
         tell("freeze");
-        shell(a, &dump(&pages)).map_err(|e| told(e, a, "dump.log"))?;
+        shell(a, &dump("img", &pages)).map_err(|e| told(e, a, "dump.log"))?;
         berth::down(a)?;
         copy.send(a, &images)?;
         berth::up(b)?;
-        shell(b, &restore("")).map_err(|e| told(e, b, "restore.log"))?;
+        shell(b, &restore("img", "")).map_err(|e| told(e, b, "restore.log"))?;
         tell("drain");
         Ok(())
     }
@@ -83,7 +91,7 @@ impl Criu {
         tell("freeze");
         let pages = format!("--lazy-pages --address 0.0.0.0 --port {PORT}");
         // It listens when everything else is written, and stays to serve.
-        self.serve(a, &dump(&pages))?;
+        self.serve(a, &dump("img", &pages))?;
         berth::listens(a, PORT).map_err(|e| told(e, a, "dump.log"))?;
         berth::down(a)?;
         copy.send(a, &images)?;
@@ -95,7 +103,7 @@ impl Criu {
         self.serve(b, &daemon)?;
         berth::until(b, &format!("test -S {images}/lazy-pages.socket"))
             .map_err(|e| told(e, b, "lazy.log"))?;
-        shell(b, &restore("--lazy-pages")).map_err(|e| told(e, b, "restore.log"))?;
+        shell(b, &restore("img", "--lazy-pages")).map_err(|e| told(e, b, "restore.log"))?;
         tell("drain");
         for mut serving in self.serving.drain(..) {
             serving.wait().context("waiting for the last page")?;
@@ -110,6 +118,7 @@ impl Baseline for Criu {
             How::Images => "criu-images",
             How::PageServer => "criu-page-server",
             How::Lazy => "criu-lazy-pages",
+            How::Ahead => "criu-pre-dump",
         }
     }
 
@@ -123,35 +132,23 @@ impl Baseline for Criu {
             How::Lazy => {
                 "criu dump --lazy-pages, metadata copied, criu restore --lazy-pages; a plain process"
             }
+            How::Ahead => ahead::DESCRIPTION,
         }
     }
 
     fn version(&self, rig: &Rig) -> String {
-        let said = rig.host("a").and_then(|a| shell(a, "criu --version | head -n 1"));
-        format!("CRIU {}", said.unwrap_or_default().trim().trim_start_matches("Version: "))
+        super::versions(rig, "criu --version | head -n 1")
     }
 
-    fn can(&self, load: &Load) -> Result<(), String> {
-        match load {
-            Load::Redis(_) => Ok(()),
-            Load::Writer(_) => Err("only Redis is installed on the hosts themselves".to_owned()),
-        }
+    fn can(&self, rig: &Rig, load: &Load) -> Result<(), String> {
+        process::can(load)?;
+        if self.how == How::Ahead { tracks_memory(rig) } else { Ok(()) }
     }
 
-    fn start(&mut self, rig: &Rig, _: &Load) -> Result<SocketAddr> {
+    fn start(&mut self, rig: &Rig, load: &Load) -> Result<SocketAddr> {
         self.clean(rig);
         let ip = berth::make(rig)?;
-        let words: Vec<String> = redis::COMMAND.iter().map(|w| format!("'{w}'")).collect();
-        // No terminal, and no file that was opened on the other side of the
-        // host's walls: CRIU could not say what it is.
-        let line = format!(
-            "cd /; for f in /proc/self/fd/*; do n=${{f##*/}}; \
-             if [ $n -gt 2 ]; then eval \"exec $n>&-\"; fi; done; \
-             setsid nsenter --net=/run/netns/{NET} {} </dev/null >/dev/null 2>&1 &",
-            words.join(" ")
-        );
-        rig.host("a")?.run(&["bash", "-ec", &line])?;
-        Ok(SocketAddr::from((ip, redis::PORT)))
+        Ok(SocketAddr::from((ip, process::start(rig, load)?)))
     }
 
     fn migrate(&mut self, rig: &Rig, tell: &mut dyn FnMut(&str)) -> Result<()> {
@@ -159,6 +156,7 @@ impl Baseline for Criu {
         match self.how {
             How::Lazy => self.with_lazy_pages(a, b, tell),
             How::Images | How::PageServer => self.at_once(a, b, tell),
+            How::Ahead => ahead::migrate(a, b, tell),
         }
     }
 
@@ -172,25 +170,65 @@ impl Baseline for Criu {
     }
 }
 
+/// Whether CRIU can tell on this kernel which pages were written.
+///
+/// # Errors
+/// What it says instead.
+pub(super) fn tracks_memory(rig: &Rig) -> Result<(), String> {
+    let a = rig.host("a").map_err(|e| e.to_string())?;
+    let asked = shell(a, "criu check --feature mem_dirty_track 2>&1 || true");
+    let said = asked.map_err(|e| e.to_string())?;
+    understood(&said)
+}
+
+/// What the answer to that question means.
+fn understood(said: &str) -> Result<(), String> {
+    if said.contains("is supported") {
+        return Ok(());
+    }
+    let last = said.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("nothing").trim();
+    Err(format!("the kernel keeps no soft-dirty bits; `criu check` says: {last}"))
+}
+
 /// The process' network is prepared by us and is not CRIU's to dump or to
-/// restore; CRIU itself, and the pages it serves, are in the host's.
-fn dump(pages: &str) -> String {
+/// restore; CRIU itself, and the pages it serves, are in the host's. `folder`
+/// is one below [`DIR`].
+fn dump(folder: &str, more: &str) -> String {
+    criu("dump", folder, &format!("--tcp-established {more}"))
+}
+
+/// `criu dump` or `criu pre-dump` of the process.
+fn criu(verb: &str, folder: &str, more: &str) -> String {
     format!(
-        "criu dump -t $(ip netns pids {NET} | head -n 1) -D {DIR}/img -o dump.log -v1 \
-         --tcp-established --external net[$(stat -L -c %i /run/netns/{NET})]:{NET} {pages}"
+        "criu {verb} -t $(ip netns pids {NET} | head -n 1) -D {DIR}/{folder} -o dump.log -v1 \
+         --external net[$(stat -L -c %i /run/netns/{NET})]:{NET} {more}"
     )
 }
 
-fn restore(pages: &str) -> String {
+fn restore(folder: &str, more: &str) -> String {
     format!(
-        "exec 9</run/netns/{NET}; criu restore -D {DIR}/img -o restore.log -v1 -d \
-         --tcp-established --inherit-fd fd[9]:{NET} {pages} </dev/null >/dev/null 2>&1"
+        "exec 9</run/netns/{NET}; criu restore -D {DIR}/{folder} -o restore.log -v1 -d \
+         --tcp-established --inherit-fd fd[9]:{NET} {more} </dev/null >/dev/null 2>&1"
     )
 }
 
-/// An error with the end of CRIU's log.
+/// An error with the end of CRIU's log, `log` in the folder of images.
 fn told(error: anyhow::Error, host: &Host, log: &str) -> anyhow::Error {
     let said = shell(host, &format!("grep Error {DIR}/img/{log} | grep -v RLIMIT | tail -n 3"));
     let said = said.unwrap_or_default();
     error.context(format!("CRIU said: {}", said.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn criu_is_taken_at_its_word() {
+        assert_eq!(understood("mem_dirty_track is supported\n"), Ok(()));
+        let why = understood("Warn  (criu/kerndat.c:1): x\nmem_dirty_track is not supported\n\n");
+        let why = why.expect_err("it is not");
+        assert!(why.ends_with("says: mem_dirty_track is not supported"), "{why}");
+        assert!(understood("").expect_err("no word").ends_with("says: nothing"));
+    }
 }
