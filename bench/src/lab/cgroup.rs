@@ -178,12 +178,11 @@ pub(super) fn hand_down_controllers(cgroup: &Path) {
 fn inherit_cpuset(cgroup: &Path) {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let own = fs::read_to_string(cgroup.join(file));
-        if let (Ok(own), Some(parent)) = (own, cgroup.parent()) {
-            if own.trim().is_empty() {
-                if let Ok(share) = fs::read_to_string(parent.join(file)) {
-                    let _ = fs::write(cgroup.join(file), share);
-                }
-            }
+        if let (Ok(own), Some(parent)) = (own, cgroup.parent())
+            && own.trim().is_empty()
+            && let Ok(share) = fs::read_to_string(parent.join(file))
+        {
+            let _ = fs::write(cgroup.join(file), share);
         }
     }
 }

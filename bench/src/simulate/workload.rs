@@ -119,7 +119,7 @@ impl Container {
     /// How busy the first band is now; the others never rest.
     fn activity(&self) -> f64 {
         match self.habit {
-            Habit::Phases => f64::from((self.now / 4.0) as u64 % 2 == 0),
+            Habit::Phases => f64::from(((self.now / 4.0) as u64).is_multiple_of(2)),
             Habit::Adversarial => f64::from(self.now < self.roused),
             _ => 1.0,
         }

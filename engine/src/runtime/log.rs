@@ -30,7 +30,7 @@ pub(super) fn rfc3339(time: SystemTime) -> String {
     let secs = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (days, of_day) = (secs / 86_400, secs % 86_400);
     let (mut year, mut day) = (1970u64, days);
-    let leap = |y: u64| y % 4 == 0 && y % 100 != 0 || y % 400 == 0;
+    let leap = |y: u64| y.is_multiple_of(4) && !y.is_multiple_of(100) || y.is_multiple_of(400);
     while day >= 365 + u64::from(leap(year)) {
         day -= 365 + u64::from(leap(year));
         year += 1;

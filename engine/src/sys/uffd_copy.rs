@@ -218,7 +218,9 @@ impl Uffd {
     ///
     /// `bytes` must be a whole number of pages and `address` the start of one.
     pub fn copy(&self, address: u64, bytes: &[u8]) -> Placed {
-        debug_assert!(bytes.len() % PAGE_SIZE == 0 && address % PAGE_SIZE as u64 == 0);
+        debug_assert!(
+            bytes.len().is_multiple_of(PAGE_SIZE) && address.is_multiple_of(PAGE_SIZE as u64)
+        );
         self.place(bytes.len() as u64, |done| {
             let rest = &bytes[done as usize..];
             let mut arg = UffdioCopy {

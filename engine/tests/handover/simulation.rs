@@ -203,7 +203,7 @@ impl Simulation {
             self.asked += 1;
             let lost = number < self.case.lost_questions;
             let cut = |this| if lost && this { Cut::AfterMessages(0) } else { Cut::Never };
-            let mut there = self.case.link(cut(number % 2 == 0));
+            let mut there = self.case.link(cut(number.is_multiple_of(2)));
             let back = self.case.link(cut(number % 2 == 1));
             let _ = there.send(self.now, MESSAGE, ());
             self.question = Some(Question { there, back, since: self.now });

@@ -81,7 +81,7 @@ fn pages_that_reach_the_store_later_are_used() {
             on_request: Some(Box::new(move |at, _| {
                 // The answer names the store; only every other one does so
                 // through a run.
-                if calls.fetch_add(1, Ordering::Relaxed) % 2 == 0 {
+                if calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
                     inbox.answer(at, RemoteAnswer::InStore);
                 } else {
                     inbox.stored(at.space, PageRun::new(at.index.0, 1));

@@ -2,7 +2,6 @@
 //! the bench runs these tests in its virtual machine (`bench/tests/vm.rs`).
 
 use crate::child::Program;
-use crate::hostile::Dice;
 use crate::shadow::Shadow;
 use crate::verified::{Fault, follow_program, runs};
 use blip_engine::criu::image::{Kind, PageMapHead, encode};

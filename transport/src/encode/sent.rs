@@ -128,10 +128,10 @@ impl Sent {
     }
 
     fn release(&mut self, what: What) {
-        if let What::Content(id) = what {
-            if self.contents.release(id) != Release::Shared {
-                self.doubted.remove(&id);
-            }
+        if let What::Content(id) = what
+            && self.contents.release(id) != Release::Shared
+        {
+            self.doubted.remove(&id);
         }
     }
 }

@@ -77,11 +77,11 @@ impl Tombstones {
 
     /// Inserts a run, joined with the one that ends where it starts.
     fn append(&mut self, start: u64, end: u64, by: BatchId) {
-        if let Some((_, last)) = self.runs.range_mut(..start).next_back() {
-            if *last == (start, by) {
-                last.0 = end;
-                return;
-            }
+        if let Some((_, last)) = self.runs.range_mut(..start).next_back()
+            && *last == (start, by)
+        {
+            last.0 = end;
+            return;
         }
         self.runs.insert(start, (end, by));
     }

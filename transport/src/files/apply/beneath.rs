@@ -44,10 +44,10 @@ impl Beneath {
         if path.is_root() {
             return Ok(self.root.clone());
         }
-        if let Some((recent, fd)) = &self.recent {
-            if *recent == path {
-                return Ok(fd.clone());
-            }
+        if let Some((recent, fd)) = &self.recent
+            && *recent == path
+        {
+            return Ok(fd.clone());
         }
         let fd = Arc::new(
             open_beneath(&self.root, path.as_bytes(), OFlags::RDONLY | OFlags::DIRECTORY)
