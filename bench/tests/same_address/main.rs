@@ -6,7 +6,6 @@
 #[path = "../hosts/mod.rs"]
 mod hosts;
 
-mod bridge;
 mod everything;
 
 use blip_bench::lab::{CgroupMode, Suite};
@@ -15,8 +14,7 @@ use hosts::Hosts;
 #[test]
 #[cfg_attr(not(blip_root), ignore = "needs root")]
 fn a_container_that_keeps_its_addresses_does_not_notice() {
-    let mut hosts = Hosts::up("same", CgroupMode::V2, Suite::Forky);
+    let hosts = Hosts::up("same", CgroupMode::V2, Suite::Forky);
     let net = hosts.dual_stack();
     everything::finds_all_of_it_again(&hosts, &net);
-    bridge::keeps_addresses_if_asked_to(&mut hosts);
 }

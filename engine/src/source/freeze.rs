@@ -14,7 +14,7 @@ use crate::connections;
 use crate::criu::dump::{DumpError, DumpSpec, Held, Loaded};
 use crate::criu::preload::Hidden;
 use crate::guard::{Charge, Guard};
-use crate::network::{Applied, Cut, InFlight, NetworkError, Passage, Place};
+use crate::network::{Applied, Cut, InFlight, NetworkError, Passage};
 use crate::track::runs::Runs;
 use crate::track::{Task, hide};
 use blip_transport::page::SpaceId;
@@ -67,8 +67,8 @@ pub struct Ready {
     freezer: Freezer,
     init: i32,
     images: PathBuf,
-    /// Where its one interface is.
-    place: Option<Place>,
+    /// What its one interface is on.
+    parent: Option<String>,
 }
 
 /// What came of an attempt to freeze.
@@ -103,7 +103,7 @@ struct Stop {
     in_flight: InFlight,
     guard: Option<Guard>,
     init: i32,
-    place: Option<Place>,
+    parent: Option<String>,
 }
 
 impl Ready {
@@ -141,8 +141,8 @@ impl Ready {
             images: directory.to_owned(),
         };
         let guard = Guard::start(&charge, &[]).map_err(FreezeError::Guard)?;
-        let place = subject.addresses.place().filter(|_| subject.keep_addresses);
-        Ok(Self { loaded, cut, in_flight, newcomers, guard, freezer, init, images, place })
+        let parent = subject.addresses.parent().map(str::to_owned);
+        Ok(Self { loaded, cut, in_flight, newcomers, guard, freezer, init, images, parent })
     }
 
     /// Stops every task, then cuts the network. In this order nothing the
@@ -178,8 +178,8 @@ impl Ready {
         if let (Some(backlog), Ok(pids)) = (self.newcomers.backlog(), self.freezer.processes()) {
             self.in_flight.take_unread(backlog, &pids);
         }
-        let Self { loaded, in_flight, guard, freezer, init, images, place, .. } = self;
-        let stop = Stop { freezer, cut, in_flight, guard: Some(guard), init, place };
+        let Self { loaded, in_flight, guard, freezer, init, images, parent, .. } = self;
+        let stop = Stop { freezer, cut, in_flight, guard: Some(guard), init, parent };
         Ok(Attempt::Still(Still { loaded, stop, images }))
     }
 
@@ -195,7 +195,7 @@ impl Ready {
         // Network first: what the container says when it runs must get out.
         self.open_up().await;
         let thawed = self.freezer.thaw();
-        self.in_flight.give_back(self.place.take()).await;
+        self.in_flight.give_back(self.parent.take()).await;
         self.cancel().await;
         thawed.err().map_or(error, FreezeError::from)
     }
@@ -204,7 +204,7 @@ impl Ready {
     pub(super) async fn let_newcomers_in(&mut self) {
         if self.cut.is_holding() {
             self.open_up().await;
-            self.in_flight.give_back(self.place.clone()).await;
+            self.in_flight.give_back(self.parent.clone()).await;
         }
     }
 
@@ -310,7 +310,7 @@ impl Stop {
         if let Err(error) = self.freezer.thaw() {
             tracing::error!("{error}");
         }
-        self.in_flight.give_back(self.place).await;
+        self.in_flight.give_back(self.parent).await;
         if let Some(guard) = self.guard {
             let _ = guard.dismiss();
         }

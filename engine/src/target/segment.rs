@@ -41,12 +41,6 @@ fn difference(wanted: &Wanted, here: &Segment) -> Option<Finding> {
         );
         return Some(Finding::blocker(what, recreate));
     }
-    if here.uplink.is_none() {
-        return Some(Finding::blocker(
-            format!("the bridge of network '{name}' leads nowhere on the target"),
-            remedy_for_bridge(here),
-        ));
-    }
     wanted.addresses.iter().find_map(|address| {
         let owner = here.taken.get(address)?;
         Some(Finding::blocker(
@@ -56,31 +50,22 @@ fn difference(wanted: &Wanted, here: &Segment) -> Option<Finding> {
     })
 }
 
-/// How a bridge gets to a segment that both hosts are on.
-pub(crate) fn remedy_for_bridge(segment: &Segment) -> String {
-    let bridge = segment.bridge.as_deref().unwrap_or("BRIDGE");
-    format!(
-        "attach the one interface that leads to the other host (ip link set eth1 master \
-         {bridge}), or let the address change"
-    )
-}
-
 /// Asks the segment who has the container's address.
 async fn answer(wanted: &Wanted, here: Segment) -> Option<Finding> {
     let address = wanted.addresses.iter().find_map(|address| match address {
         IpAddr::V4(address) => Some(*address),
         IpAddr::V6(_) => None,
     })?;
-    let (mac, uplink) = (parse_mac(wanted.mac.as_deref()?)?, here.uplink?);
-    let asked = uplink.clone();
+    let (mac, parent) = (parse_mac(wanted.mac.as_deref()?)?, here.parent?);
+    let asked = parent.clone();
     let asking = tokio::task::spawn_blocking(move || sys::net::who_has(&asked, address));
     let heard = asking.await.map_err(std::io::Error::other).and_then(|heard| heard);
-    judge(wanted, &uplink, address, mac, heard)
+    judge(wanted, &parent, address, mac, heard)
 }
 
 fn judge(
     wanted: &Wanted,
-    uplink: &str,
+    parent: &str,
     address: Ipv4Addr,
     mac: [u8; 6],
     heard: std::io::Result<Option<[u8; 6]>>,
@@ -92,22 +77,16 @@ fn judge(
             format!("on the target's segment of network '{name}', {address} is somebody else"),
             "find out who else has that address, or put both hosts on one segment",
         )),
-        Ok(None) => {
-            let what = format!(
-                "the container does not answer on {uplink} of the target: network '{name}' is on \
-                 another segment there"
-            );
-            let remedy =
-                "join the two segments, or let the address change: clients would not find it";
-            Some(if wanted.driver == "bridge" {
-                Finding::blocker(what, remedy)
-            } else {
-                Finding::note(what, remedy)
-            })
-        }
+        Ok(None) => Some(Finding::note(
+            format!(
+                "the container does not answer on {parent} of the target: network '{name}' is on \
+                 another segment there, or its hosts do not hear each other's ARP"
+            ),
+            "join the two segments: clients would not find the container",
+        )),
         Err(error) => Some(Finding::note(
             format!(
-                "whether {uplink} of the target is on the container's segment is unknown: {error}"
+                "whether {parent} of the target is on the container's segment is unknown: {error}"
             ),
             "make sure that it is",
         )),
@@ -141,9 +120,8 @@ mod tests {
 
     fn here() -> Segment {
         Segment {
-            driver: "bridge".into(),
-            uplink: Some("eth1".into()),
-            bridge: Some("br0".into()),
+            driver: "macvlan".into(),
+            parent: Some("eth1".into()),
             subnets: vec!["fd00:0::/64".into(), "10.0.0.0/24".into()],
             ..Segment::default()
         }
@@ -151,17 +129,16 @@ mod tests {
 
     #[test]
     fn the_same_network_is_fine_however_it_is_written() {
-        assert_eq!(difference(&wanted("bridge"), &here()), None);
+        assert_eq!(difference(&wanted("macvlan"), &here()), None);
     }
 
     #[test]
     fn what_differs_is_named() {
         let taken = [("10.0.0.9".parse().unwrap(), "other".to_owned())].into();
         for (wanted, here, word) in [
-            (wanted("macvlan"), here(), "driver macvlan"),
-            (wanted("bridge"), Segment { subnets: vec![], ..here() }, "subnet"),
-            (wanted("bridge"), Segment { uplink: None, ..here() }, "leads nowhere"),
-            (wanted("bridge"), Segment { taken, ..here() }, "container 'other'"),
+            (wanted("ipvlan"), here(), "driver ipvlan"),
+            (wanted("macvlan"), Segment { subnets: vec![], ..here() }, "subnet"),
+            (wanted("macvlan"), Segment { taken, ..here() }, "container 'other'"),
         ] {
             let finding = difference(&wanted, &here).expect(word);
             assert!(finding.blocks && finding.what.contains(word), "{finding:?}");
@@ -169,13 +146,12 @@ mod tests {
     }
 
     #[test]
-    fn another_segment_blocks_a_bridge_and_is_noted_of_a_macvlan() {
+    fn silence_is_noted_and_somebody_else_in_the_way() {
         let at = "10.0.0.9".parse().unwrap();
         let mac = [2, 0, 0, 0, 0, 9];
-        let judge = |driver, heard| judge(&wanted(driver), "eth1", at, mac, Ok(heard));
-        assert_eq!(judge("bridge", Some(mac)), None);
-        assert!(judge("bridge", None).is_some_and(|finding| finding.blocks));
-        assert!(judge("macvlan", None).is_some_and(|finding| !finding.blocks));
-        assert!(judge("macvlan", Some([9; 6])).is_some_and(|finding| finding.blocks));
+        let judge = |heard| judge(&wanted("macvlan"), "eth1", at, mac, Ok(heard));
+        assert_eq!(judge(Some(mac)), None);
+        assert!(judge(None).is_some_and(|finding| !finding.blocks));
+        assert!(judge(Some([9; 6])).is_some_and(|finding| finding.blocks));
     }
 }
