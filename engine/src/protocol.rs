@@ -150,15 +150,21 @@ pub struct MissingPages {
     pub hot: Vec<PageRun>,
 }
 
-/// What the target needs to restore, besides images and pages.
+/// What the target needs to begin the restore, besides images and pages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RestoreRequest {
-    /// The memory that is not in the images.
-    pub tasks: Vec<MissingPages>,
+pub struct RestoreOrder {
     /// How many images have been sent.
     pub images: u32,
     /// Images whose bytes are in the store.
     pub stored: Vec<StoredImage>,
+}
+
+/// How memory comes into the restored processes. Said when all of it that the
+/// store is to hold has been sent; the restore is under way by then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPlan {
+    /// The memory that is not in the images.
+    pub tasks: Vec<MissingPages>,
     /// All memory must be in the processes before the hold is told.
     pub resident: bool,
     /// The source sends the pages that the store lacks without being asked, in
@@ -203,7 +209,9 @@ pub enum ToTarget {
     /// Whom the container's kernel knows on its segment.
     Neighbours(Vec<Neighbour>),
     /// Restore, and hold.
-    Restore(RestoreRequest),
+    Restore(RestoreOrder),
+    /// The store is complete: put memory in.
+    Memory(MemoryPlan),
     /// From now on only the target may run the container.
     Grant(Ticket),
     /// It stays with the source: forget it.

@@ -7,7 +7,7 @@ use crate::guard::{Charge, Guard};
 use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Verdict};
 use crate::ledger::{Ledger, SourceRecord};
 use crate::plan::{LinkFacts, Method};
-use crate::protocol::{RestoreRequest, ToSource, ToTarget};
+use crate::protocol::{RestoreOrder, ToSource, ToTarget};
 use crate::source::files::{Log, Trees};
 use crate::source::hand::forward;
 use crate::source::peer::{Peer, PeerError};
@@ -153,14 +153,8 @@ impl<'a> Departure<'a> {
             images += 1;
         }
         blobs.finish();
-        let request = RestoreRequest {
-            tasks: Vec::new(),
-            images,
-            stored: Vec::new(),
-            resident: true,
-            pushed: false,
-        };
-        self.peer.say(&ToTarget::Restore(request)).await?;
+        let order = RestoreOrder { images, stored: Vec::new() };
+        self.peer.say(&ToTarget::Restore(order)).await?;
         match self.run.hear(&mut self.peer).await? {
             ToSource::Held => Ok(()),
             ToSource::Failed { why } => Err(MigrateError::Target(why)),

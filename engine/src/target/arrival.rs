@@ -15,7 +15,9 @@ use crate::history::{End, Journal, Side};
 use crate::lazy::{LazyEvent, LazyHandle, LazyOptions, LazyPlan, TaskPlan};
 use crate::ledger::{Made, TargetRecord, TargetStep};
 use crate::network::{self, Lift, Silence};
-use crate::protocol::{Remembered, RestoreRequest, StageRequest, StoredImage, ToSource, ToTarget};
+use crate::protocol::{
+    MemoryPlan, Remembered, RestoreOrder, StageRequest, StoredImage, ToSource, ToTarget,
+};
 use crate::runtime::stage::{Report, StageDir, StageEvent};
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender};
 use std::collections::VecDeque;
@@ -226,11 +228,14 @@ impl Arrival {
                     tracing::warn!("the container will have to ask for its neighbours: {error}");
                 }
             }
-            ToTarget::Restore(request) => {
+            ToTarget::Restore(order) => {
                 self.on(TargetEvent::RestoreOrdered).await;
                 if self.machine == Target::Restoring {
-                    self.restore(request).await;
+                    self.restore(order).await;
                 }
+            }
+            ToTarget::Memory(plan) if self.machine == Target::Restoring => {
+                self.serve_memory(plan).await;
             }
             ToTarget::Grant(ticket) if ticket == self.ticket => self.on(TargetEvent::Grant).await,
             ToTarget::Abort { why } => {
@@ -252,15 +257,9 @@ impl Arrival {
         match event {
             StageEvent::Said(Report::Held { init_pid }) => {
                 self.init = init_pid;
-                if self.closes {
-                    crate::connections::mark_closed(init_pid);
-                }
-                self.before_the_hold_is_told();
-                if self.resident && !self.drained {
-                    self.filling = true;
-                    self.tell(ToSource::Filling).await;
-                } else {
-                    self.on(TargetEvent::RestoreHeld).await;
+                // Otherwise CRIU was faster than the source's last look.
+                if self.lazy.is_some() {
+                    self.held().await;
                 }
             }
             StageEvent::Said(Report::Failed { why, log_tail }) => {
@@ -270,6 +269,20 @@ impl Arrival {
                 self.fail("the runtime's holder ended".into()).await;
             }
             _ => {}
+        }
+    }
+
+    /// Everything is restored, and the source has said what of the memory.
+    async fn held(&mut self) {
+        if self.closes {
+            crate::connections::mark_closed(self.init);
+        }
+        self.before_the_hold_is_told();
+        if self.resident && !self.drained {
+            self.filling = true;
+            self.tell(ToSource::Filling).await;
+        } else {
+            self.on(TargetEvent::RestoreHeld).await;
         }
     }
 
@@ -359,18 +372,31 @@ impl Arrival {
     }
 
     /// The images are on their way: lets the waiting restore go on when they
-    /// are there, with the lazy-pages server ready for it.
-    async fn restore(&mut self, request: RestoreRequest) {
+    /// are there.
+    async fn restore(&mut self, order: RestoreOrder) {
         self.journal.phase(Phase::Restore);
-        let Some(staged) = &mut self.staged else { return };
-        let Some(server) = staged.lazy.take() else { return };
         self.record_ahead();
-        let Some(staged) = &mut self.staged else { return };
-        let Some(inventory) = self.intake.images(request.images).await else { return };
+        let Some(staged) = &self.staged else { return };
+        let Some(inventory) = self.intake.images(order.images).await else { return };
         let images = staged.images.clone();
-        if let Err(error) = self.write_page_images(&images, &request.stored).await {
+        if let Err(error) = self.write_page_images(&images, &order.stored).await {
             return self.fail(error).await;
         }
+        let released = tokio::task::spawn_blocking(move || {
+            StageDir::release_inventory(&images, &inventory, STEP_LIMIT)
+        });
+        match released.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.fail(error.to_string()).await,
+            Err(error) => self.fail(error.to_string()).await,
+        }
+    }
+
+    /// The store holds all it is to hold: memory is served from it. CRIU's
+    /// requests have waited at the socket if it was faster.
+    async fn serve_memory(&mut self, request: MemoryPlan) {
+        let Some(staged) = &mut self.staged else { return };
+        let Some(server) = staged.lazy.take() else { return };
         let inbox = server.inbox();
         self.intake.tell(inbox.clone());
         self.resident = request.resident;
@@ -390,13 +416,8 @@ impl Arrival {
             }
             Err(error) => return self.fail(error.to_string()).await,
         }
-        let released = tokio::task::spawn_blocking(move || {
-            StageDir::release_inventory(&images, &inventory, STEP_LIMIT)
-        });
-        match released.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => self.fail(error.to_string()).await,
-            Err(error) => self.fail(error.to_string()).await,
+        if self.init != 0 {
+            self.held().await;
         }
     }
 
@@ -587,7 +608,7 @@ async fn is_let_go(pid: i32) -> bool {
 }
 
 fn plan(
-    request: RestoreRequest,
+    request: MemoryPlan,
 ) -> (LazyPlan, Vec<(blip_transport::page::SpaceId, Vec<blip_transport::page::PageRun>)>) {
     let mut hot = Vec::new();
     let tasks = request.tasks.into_iter().map(|task| {

@@ -105,8 +105,8 @@ fn what_tracking_took_is_said_beside_the_tracker() {
     report.tracker = "soft-dirty: asked for".into();
     report.tracking = TrackingReport { peak_bytes: ByteSize(64 << 20), fell_back: 1 };
     let text = summary(&report, None);
-    let expected = "  tracker    soft-dirty: asked for; at most 64.0 MiB for pages on their way; 1 \
-                    round\n             took all pages, as a pre-dump failed\n";
+    let expected = "  tracker    soft-dirty: asked for; at most 64.0 MiB for pages on their way;\n\
+                    \x20            1 round took all pages, as a pre-dump failed\n";
     assert!(text.contains(expected), "{text}");
 }
 

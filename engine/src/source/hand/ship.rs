@@ -4,7 +4,7 @@
 use super::Handover;
 use crate::event::{Event, Phase};
 use crate::lazy::LazyPlan;
-use crate::protocol::{MissingPages, RestoreRequest, StoredImage, ToTarget};
+use crate::protocol::{MemoryPlan, MissingPages, RestoreOrder, StoredImage, ToTarget};
 use crate::source::freeze::Still;
 use crate::source::gauge::Gauge;
 use crate::source::peer::PeerError;
@@ -17,11 +17,14 @@ use crate::track::{Stop, Task};
 use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Priority};
 use blip_transport::page::PageAt;
-use blip_transport::units::{PAGE_SIZE, PageCount, Round};
+use blip_transport::units::{ByteSize, PAGE_SIZE, PageCount, Round};
 use bytes::Bytes;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use tokio::task::JoinHandle;
+
+/// An image of fewer pages is not worth a round of its own.
+const WORTH_PAGES: ByteSize = ByteSize(8 << 20);
 
 /// Images that stay here.
 const NOT_SENT: [&str; 3] = ["dump.log", "criu.conf", "descriptors.json"];
@@ -66,13 +69,16 @@ impl Handover<'_> {
             self.copied.trees = Some(trees);
             tracing::debug!(since_freeze = ?self.clock.last.elapsed(), "files sent");
         }
-        self.copy_what_criu_touched(tasks).await?;
-        tracing::debug!(since_freeze = ?self.clock.last.elapsed(), "looked at again");
         self.clock.end(self.run, Phase::Dump);
-        let request = self.complete().await?;
-        self.serve_missing_pages();
-        self.send_images(request).await?;
+        self.send_images().await?;
         self.clock.end(self.run, Phase::Ship);
+        self.run.events.send(Event::Begin { phase: Phase::Restore });
+        // The target restores all but the memory meanwhile.
+        self.copy_what_criu_touched(tasks).await?;
+        let plan = self.complete().await?;
+        self.serve_missing_pages();
+        self.peer.say(&ToTarget::Memory(plan)).await?;
+        tracing::debug!(since_ship = ?self.clock.last.elapsed(), "memory is complete");
         Ok(())
     }
 
@@ -105,7 +111,7 @@ impl Handover<'_> {
     /// Every page that the images leave out must be with the target, unless it
     /// is to follow: what CRIU calls lazy, or was kept from seeing, and the
     /// target does not hold is read now.
-    async fn complete(&mut self) -> Result<RestoreRequest, MigrateError> {
+    async fn complete(&mut self) -> Result<MemoryPlan, MigrateError> {
         let images = self.images()?;
         let mut plan = LazyPlan::from_images(&images)
             .map_err(|e| MigrateError::Target(format!("CRIU's images are unusable: {e}")))?;
@@ -134,18 +140,22 @@ impl Handover<'_> {
             tracing::debug!(pages = absent.len(), "pages only CRIU knew of");
             self.patch(absent).await?;
         }
-        let stored = self.send_page_images().await?;
-        Ok(RestoreRequest { tasks, images: 0, stored, resident, pushed: leaves })
+        Ok(MemoryPlan { tasks, resident, pushed: leaves })
     }
 
-    /// Images of pages go as pages: what was sent ahead of them goes by name.
+    /// Images of pages go as pages if there is much in them: what was sent ahead
+    /// of them goes by name.
     async fn send_page_images(&mut self) -> Result<Vec<StoredImage>, MigrateError> {
         let directory = self.images()?;
         let state = |source| MigrateError::State { path: directory.clone(), source };
         let (mut stored, mut files) = (Vec::new(), Vec::new());
         for (number, path) in page_images(&directory).map_err(state)? {
             let file = File::open(&path).map_err(state)?;
-            let pages = PageCount(file.metadata().map_err(state)?.len() / PAGE_SIZE as u64);
+            let size = ByteSize(file.metadata().map_err(state)?.len());
+            if size < WORTH_PAGES {
+                continue;
+            }
+            let pages = PageCount(size.0 / PAGE_SIZE as u64);
             let space = image_space(number);
             stored.push(StoredImage { number, space, pages });
             files.push((space, file));
@@ -188,22 +198,21 @@ impl Handover<'_> {
         self.sent(done).await.map(drop)
     }
 
-    async fn send_images(&mut self, mut request: RestoreRequest) -> Result<(), MigrateError> {
+    async fn send_images(&mut self) -> Result<(), MigrateError> {
         let directory = self.images()?;
+        let mut order = RestoreOrder { images: 0, stored: self.send_page_images().await? };
         let mut blobs =
             self.peer.link.open_blobs(Priority::AHEAD).await.map_err(PeerError::from)?;
         if let (Some(log), Some(name)) = (&mut self.copied.log, BlobName::new(LOG)) {
             let added = log.added();
             blobs.send_file(&name, added).await.map_err(PeerError::from)?;
         }
-        for (name, bytes) in read_images(&directory)? {
+        for (name, bytes) in read_images(&directory, &order.stored)? {
             blobs.send_file(&name, bytes).await.map_err(PeerError::from)?;
-            request.images += 1;
+            order.images += 1;
         }
         blobs.finish();
-        self.peer.say(&ToTarget::Restore(request)).await?;
-        self.run.events.send(Event::Begin { phase: Phase::Restore });
-        Ok(())
+        Ok(self.peer.say(&ToTarget::Restore(order)).await?)
     }
 
     pub(super) fn images(&self) -> Result<std::path::PathBuf, MigrateError> {
@@ -264,13 +273,20 @@ fn page_images(directory: &Path) -> std::io::Result<Vec<(u32, PathBuf)>> {
     Ok(found)
 }
 
-/// Every image but those, the inventory last: it lets the waiting restore go on.
-fn read_images(directory: &Path) -> Result<Vec<(BlobName, Bytes)>, MigrateError> {
+/// Every image but those that are stored, the inventory last: it lets the waiting
+/// restore go on.
+fn read_images(
+    directory: &Path,
+    stored: &[StoredImage],
+) -> Result<Vec<(BlobName, Bytes)>, MigrateError> {
+    let is_stored = |name: &str| {
+        page_image(name).is_some_and(|number| stored.iter().any(|image| image.number == number))
+    };
     let state = |source| MigrateError::State { path: directory.into(), source };
     let mut images = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(state)?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if NOT_SENT.contains(&name.as_str()) || name == LOG || page_image(&name).is_some() {
+        if NOT_SENT.contains(&name.as_str()) || name == LOG || is_stored(&name) {
             continue;
         }
         let Some(blob) = BlobName::new(&name) else { continue };
