@@ -2,6 +2,7 @@
 //! the pictures.
 
 pub mod baseline;
+pub mod capture;
 pub mod demo;
 pub mod lab;
 pub mod plot;

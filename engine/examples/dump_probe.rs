@@ -20,6 +20,7 @@ async fn main() {
             external: b.external.clone(),
             descriptors: b.descriptors.clone(),
             close_connections: false,
+            skip_in_flight: false,
             terminal: b.terminal,
         };
         let t = Instant::now();

@@ -3,6 +3,7 @@
 //! * [`Cut`] on the source: from the freeze on nothing reaches the container's
 //!   interfaces or leaves them, not even an ARP answer. Data that arrived after
 //!   CRIU had read the sockets would be acknowledged by the kernel and lost.
+//!   Shortly before, it holds back requests for new connections only.
 //! * [`Silence`] on the target: an address that moves must not speak there
 //!   before the grant, although Docker has attached it already.
 //! * [`announce`] tells the segment where the address is now.
@@ -13,6 +14,10 @@
 //! emptied first ([`Lift`]) and deleted later.
 
 mod flush;
+
+pub mod backlog;
+pub mod datagrams;
+pub mod replay;
 
 use crate::sys;
 use serde::{Deserialize, Serialize};
@@ -126,7 +131,11 @@ pub enum Passage {
 #[derive(Debug)]
 pub struct Cut {
     pid: i32,
+    interfaces: Vec<String>,
+    but: Passage,
     apply: Option<Primed>,
+    /// New connections are held back.
+    holding: bool,
 }
 
 impl Cut {
@@ -134,24 +143,55 @@ impl Cut {
     /// process `pid`. `but`: what may pass all the same. Touches nothing yet.
     pub fn prime(pid: i32, but: Passage) -> Result<Self, NetworkError> {
         let interfaces = interfaces(pid)?;
-        if interfaces.is_empty() {
-            return Ok(Self { pid, apply: None });
+        let mut cut = Self { pid, interfaces, but, apply: None, holding: false };
+        cut.prime_again()?;
+        Ok(cut)
+    }
+
+    /// A cut of which nobody knows whether it is in force: to be released.
+    pub fn of_unknown_state(pid: i32) -> Self {
+        let but = Passage::Nothing;
+        Self { pid, interfaces: Vec::new(), but, apply: None, holding: true }
+    }
+
+    /// Whether new connections are held back.
+    pub fn is_holding(&self) -> bool {
+        self.holding
+    }
+
+    fn prime_again(&mut self) -> Result<(), NetworkError> {
+        if !self.interfaces.is_empty() {
+            let rules = cut_rules(&self.interfaces, self.but);
+            let what = "cut the container off".to_owned();
+            self.apply = Some(Primed::start(Some(self.pid), rules, what)?);
         }
-        let apply = Primed::start(
-            Some(pid),
-            cut_rules(&interfaces, but),
-            "cut the container off".to_owned(),
-        )?;
-        Ok(Self { pid, apply: Some(apply) })
+        Ok(())
+    }
+
+    /// Holds back requests for new connections. All else passes.
+    pub async fn hold_newcomers(&mut self) -> Result<(), NetworkError> {
+        if self.interfaces.is_empty() {
+            return Ok(());
+        }
+        // Before the rules, which may be in force although the answer is lost.
+        self.holding = true;
+        let rules = remove_rules(CUT) + &hold_rules(&self.interfaces);
+        let what = "hold new connections back".to_owned();
+        Primed::start(Some(self.pid), rules, what)?.fire().await
+    }
+
+    /// Lets new connections through again.
+    pub async fn release(&mut self) -> Result<(), NetworkError> {
+        if std::mem::take(&mut self.holding) { join(self.pid).await } else { Ok(()) }
     }
 
     /// Cuts. Returns what joins it again.
     pub async fn apply(self) -> Result<Applied, NetworkError> {
-        let tables = self.apply.is_some();
+        let tables = self.apply.is_some() || self.holding;
         if let Some(primed) = self.apply {
             primed.fire().await?;
         }
-        Ok(Applied { pid: self.pid, tables })
+        Ok(Applied { pid: self.pid, tables, but: self.but, interfaces: self.interfaces })
     }
 }
 
@@ -161,12 +201,23 @@ impl Cut {
 pub struct Applied {
     pid: i32,
     tables: bool,
+    but: Passage,
+    interfaces: Vec<String>,
 }
 
 impl Applied {
     /// Lets packets through again.
     pub async fn join(self) -> Result<(), NetworkError> {
         if self.tables { join(self.pid).await } else { Ok(()) }
+    }
+
+    /// Back to holding new connections only, in one step.
+    pub async fn loosen(self) -> Result<Cut, NetworkError> {
+        let Self { pid, interfaces, but, .. } = self;
+        let mut cut = Cut { pid, interfaces, but, apply: None, holding: false };
+        cut.hold_newcomers().await?;
+        cut.prime_again()?;
+        Ok(cut)
     }
 }
 
@@ -181,7 +232,17 @@ pub async fn join(pid: i32) -> Result<(), NetworkError> {
 /// retransmission timers, 200 ms and more.
 pub struct InFlight {
     taps: Vec<sys::net::Tap>,
+    /// The address of the first interface.
+    mac: Option<[u8; 6]>,
+    /// Requests for connections that were held back before the cut.
+    requests: Vec<sys::net::Frame>,
+    /// Datagrams that the container has received and not read.
+    unread: Vec<sys::net::Frame>,
 }
+
+/// The most requests for connections that are kept; who comes later repeats his
+/// after a second.
+const MOST_REQUESTS: usize = 16 << 10;
 
 impl InFlight {
     /// Taps every interface but `lo` of the namespace of process `pid`. Open it
@@ -194,20 +255,56 @@ impl InFlight {
             pid,
             source,
         })?;
-        Ok(Self { taps })
+        let macs = sys::net::hardware_addresses(pid).unwrap_or_default();
+        let mac = macs.into_iter().find(|(name, _)| name != "lo").map(|(_, mac)| mac);
+        Ok(Self { taps, mac, requests: Vec::new(), unread: Vec::new() })
     }
 
     /// Forgets what has come so far: it reached the container.
-    pub fn reset(&self) {
-        for tap in &self.taps {
-            drop(tap.frames());
+    pub fn reset(&mut self) {
+        self.requests.clear();
+        self.new_frames().for_each(drop);
+    }
+
+    /// Forgets what has reached the container while new connections were held
+    /// back: all but the requests for those.
+    pub fn sift(&mut self) {
+        let requests: Vec<_> = self.new_frames().filter(sys::net::Frame::asks_to_connect).collect();
+        let room = MOST_REQUESTS - self.requests.len();
+        self.requests.extend(requests.into_iter().take(room));
+    }
+
+    /// Takes along the datagrams that wait in the sockets of `processes`, which
+    /// stand still: all of the container's.
+    pub fn take_unread(&mut self, backlog: &backlog::Backlog, processes: &[i32]) {
+        let Some(mac) = self.mac else { return };
+        match datagrams::frames(backlog, processes, mac) {
+            Ok(frames) => self.unread = frames,
+            Err(error) => tracing::warn!("datagrams that nobody has read are lost: {error}"),
+        }
+    }
+
+    fn new_frames(&self) -> impl Iterator<Item = sys::net::Frame> {
+        self.taps.iter().flat_map(sys::net::Tap::frames)
+    }
+
+    /// Gives the container, which runs on here, everything that has come for it.
+    /// `parent`: what its one interface is on.
+    pub async fn give_back(&mut self, parent: Option<String>) {
+        let mut frames = std::mem::take(&mut self.requests);
+        frames.extend(self.new_frames());
+        let Some(parent) = parent else { return };
+        let given = tokio::task::spawn_blocking(move || replay::replay(&parent, frames)).await;
+        if let Err(error) = given.map_err(io::Error::other).and_then(|given| given) {
+            tracing::warn!("frames in flight are lost, clients repeat them: {error}");
         }
     }
 
     /// Sends everything that has come from interface `parent` of this host.
     /// Returns how many frames that were.
     pub fn forward(&self, parent: &str) -> io::Result<usize> {
-        let frames: Vec<_> = self.taps.iter().flat_map(sys::net::Tap::frames).collect();
+        let kept = self.unread.iter().chain(&self.requests).cloned();
+        let frames: Vec<_> = kept.chain(self.new_frames()).collect();
         sys::net::forward(parent, &frames)?;
         Ok(frames.len())
     }
@@ -355,9 +452,21 @@ fn parse_interfaces(text: &str) -> Vec<String> {
         .collect()
 }
 
-fn cut_rules(interfaces: &[String], but: Passage) -> String {
+fn quoted(interfaces: &[String]) -> String {
     let list: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
-    let list = list.join(", ");
+    list.join(", ")
+}
+
+/// A first segment of TCP: it asks for a connection, and acknowledges nothing.
+fn hold_rules(interfaces: &[String]) -> String {
+    let list = quoted(interfaces);
+    format!(
+        "table netdev {CUT} {{\nchain hold {{ type filter hook ingress devices = {{ {list} }} priority -500; tcp flags & (fin|syn|rst|ack) == syn drop; }}\n}}\n"
+    )
+}
+
+fn cut_rules(interfaces: &[String], but: Passage) -> String {
+    let list = quoted(interfaces);
     let (neighbours, resets) = match but {
         Passage::Nothing => ("", ""),
         Passage::Resets => (

@@ -12,6 +12,7 @@ use crate::network::Neighbour;
 use blip_transport::page::{PageAt, PageRun, SpaceId};
 use blip_transport::units::{ByteSize, PageCount, Round};
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// Something found before anything was touched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +76,9 @@ pub struct CheckRequest {
     pub containerd_images: bool,
     /// Networks it is attached to.
     pub networks: Vec<String>,
+    /// Addresses that are to move with it.
+    #[serde(default)]
+    pub wanted: Vec<Wanted>,
     /// Containers it is linked with, by name.
     pub links: Vec<String>,
     /// Memory it has now.
@@ -83,6 +87,21 @@ pub struct CheckRequest {
     pub layer: ByteSize,
     /// What is mounted into it.
     pub mounts: Vec<Mount>,
+}
+
+/// What a network of the target must offer, for addresses to move there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// The network.
+    pub network: String,
+    /// Its driver on the source.
+    pub driver: String,
+    /// Its subnets there.
+    pub subnets: Vec<String>,
+    /// The container's IP addresses on it.
+    pub addresses: Vec<IpAddr>,
+    /// The container's MAC address on it.
+    pub mac: Option<String>,
 }
 
 /// What the target is asked to prepare.

@@ -19,6 +19,7 @@
 //! is written last: a lab without it never became ready and is swept away by
 //! the next [`Lab::up`]. Every process of a host is in the lab's cgroups.
 
+mod capture;
 mod cgroup;
 mod client;
 mod error;
@@ -33,6 +34,7 @@ pub(crate) mod rootfs;
 pub(crate) mod run;
 mod state;
 
+pub use capture::Recording;
 pub use cgroup::CgroupMode;
 pub use client::Client;
 pub use error::LabError;

@@ -9,12 +9,12 @@ use blip_bench::workload::redis::Redis;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_blip-bench");
 const BLIP: &str = "/usr/local/bin/blip";
@@ -159,6 +159,36 @@ impl Hosts {
         (addr, filling.join().expect("thread").expect("the client's network"))
     }
 
+    /// Gives `blipnet` and the client IPv6 addresses too; no container may be
+    /// there yet.
+    pub(crate) fn dual_stack(&self) -> DualStack {
+        let subnet = self.lab.subnet();
+        let slot = subnet.split('.').nth(2).expect("a slot");
+        let net6 = |last: &str| format!("fd90:0:0:{slot}::{last}");
+        let gateway = subnet.replace(".0/24", ".1");
+        let range = subnet.replace(".0/24", ".128/25");
+        for host in self.lab.hosts() {
+            self.docker(host, "network rm blipnet");
+            let create = format!(
+                "network create --driver macvlan --opt parent=eth0 --subnet {subnet} --gateway \
+                 {gateway} --ip-range {range} --ipv6 --subnet {}/64 --gateway {} blipnet",
+                net6(""),
+                net6("1")
+            );
+            self.docker(host, &create);
+        }
+        let client = self.lab.client();
+        let address = format!("{}/64", net6("100"));
+        let ip = ["ip", "-6", "addr", "add", &address, "dev", "eth0", "nodad"];
+        let added = client.command(&ip).status().expect("ip");
+        assert!(added.success(), "{ip:?}");
+        let v6 = |last| net6(last).parse().expect("an address");
+        DualStack {
+            client: [client.address().into(), v6("100")],
+            container: [self.lab.container_address(1).into(), v6("129")],
+        }
+    }
+
     /// Runs `blip …` on the source to its end.
     pub(crate) fn blip(&self, environment: &[(&str, &str)], words: &[&str]) -> Said {
         let mut argv = vec!["env".to_owned()];
@@ -257,6 +287,13 @@ impl Hosts {
     }
 }
 
+/// Addresses, IPv4 and IPv6.
+pub(crate) struct DualStack {
+    pub(crate) client: [IpAddr; 2],
+    /// One for a container.
+    pub(crate) container: [IpAddr; 2],
+}
+
 /// What a command said.
 #[derive(Debug)]
 pub(crate) struct Said {
@@ -301,6 +338,27 @@ impl Migration {
         let inner = inner.trim().parse().expect("one child");
         let interrupt = nix::sys::signal::Signal::SIGINT;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(inner), interrupt).expect("kill");
+    }
+
+    /// Waits for its good end; gives the report and when the grant was given,
+    /// since 1970, or a little later.
+    pub(crate) fn granted(mut self) -> (Value, Duration) {
+        let mut begun = Duration::MAX;
+        let (mut granted, mut report) = (Duration::ZERO, Value::Null);
+        for line in self.out.by_ref().lines().map_while(Result::ok) {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock");
+            let event: Value = serde_json::from_str(&line).expect("JSON");
+            let at = Duration::from_secs_f64(event["at_ms"].as_f64().unwrap_or_default() / 1e3);
+            // A line may be read late, never early.
+            begun = begun.min(now - at);
+            if event["event"] == "begin" && event["phase"] == "grant" {
+                granted = at;
+            }
+            report = event;
+        }
+        let status = self.child.wait().expect("wait");
+        assert!(status.success(), "{status}: {}", self.err.join().expect("thread"));
+        (report, begun + granted)
     }
 
     /// Waits for its end: exit code, remaining events, standard error.

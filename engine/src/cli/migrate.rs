@@ -8,6 +8,7 @@ use crate::event::Events;
 use crate::external::Restore;
 use crate::handover::Outcome;
 use crate::kept::KeepLimit;
+use crate::source::newcomers::Unaccepted;
 use crate::source::volumes::Choice;
 use crate::source::{MigrateError, Order, migrate};
 use crate::timeline;
@@ -49,6 +50,11 @@ pub(super) struct MigrateArgs {
     /// The container's name on the target
     #[arg(long, value_name = "NAME")]
     rename: Option<String>,
+    /// What becomes of connections that no program of the container has accepted
+    /// yet: wait for that, and give up if it does not come; or go on then, and
+    /// have their clients get a reset
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t, hide_possible_values = true)]
+    unaccepted: Unaccepted,
     /// Keep the container here once it has moved: stopped, renamed
     /// NAME.moved-TICKET, and never restarted (the default)
     #[arg(long, conflicts_with = "remove_source")]
@@ -89,6 +95,7 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
         rename: args.rename,
         tracker: args.tracker,
         binds: args.binds,
+        unaccepted: args.unaccepted,
         restore: args.restore,
         tcp: args.tcp,
         forward: args.forward.filter(|time| !time.is_zero()),

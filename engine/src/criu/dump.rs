@@ -48,6 +48,8 @@ pub struct DumpSpec {
     pub terminal: bool,
     /// TCP connections stay behind: they are dumped as closed ones.
     pub close_connections: bool,
+    /// Leave out connections that nobody has accepted, instead of refusing.
+    pub skip_in_flight: bool,
 }
 
 /// What went wrong with a dump.
@@ -214,11 +216,11 @@ fn options(spec: &DumpSpec, directory: &File) -> Opts {
         lazy_pages: Some(true),
         tcp_established: (!spec.close_connections).then_some(true),
         tcp_close: spec.close_connections.then_some(true),
-        tcp_skip_in_flight: spec.close_connections.then_some(true),
         ext_unix_sk: Some(true),
         file_locks: Some(true),
         link_remap: Some(true),
         ghost_limit: Some(64 << 20),
+        tcp_skip_in_flight: spec.skip_in_flight.then_some(true),
         orphan_pts_master: spec.terminal.then_some(true),
         shell_job: None,
         config_file: Some(text(&spec.images.join("criu.conf"))),

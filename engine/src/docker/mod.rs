@@ -4,10 +4,12 @@
 mod create;
 mod daemon;
 mod image;
+mod segment;
 mod volume;
 
 pub use create::{Copy, is_bound};
 pub use daemon::{DaemonError, register_runtime};
+pub use segment::Segment;
 pub use volume::VolumeUser;
 
 use bollard::errors::Error;
@@ -176,21 +178,6 @@ impl Docker {
             Ok(found) => Ok(found.id),
             Err(e) if is_missing(&e) => Ok(None),
             Err(e) => Err(request(format!("look for the image {image}"))(e)),
-        }
-    }
-
-    /// A network's driver and, for macvlan and ipvlan, its parent interface.
-    pub async fn network(
-        &self,
-        name: &str,
-    ) -> Result<Option<(String, Option<String>)>, DockerError> {
-        match self.api.inspect_network(name, None).await {
-            Ok(found) => {
-                let parent = found.options.and_then(|options| options.get("parent").cloned());
-                Ok(Some((found.driver.unwrap_or_default(), parent)))
-            }
-            Err(e) if is_missing(&e) => Ok(None),
-            Err(e) => Err(request(format!("look for the network {name}"))(e)),
         }
     }
 

@@ -1,11 +1,13 @@
 //! The container stands still: freezing it, dumping it, and the ways out.
 //!
 //! [`Ready`] has everything started that can be started while the container
-//! runs. [`Ready::freeze`] stops it; from then on there are two ways out of
+//! runs, and waits for a good moment ([`newcomers`](super::newcomers)).
+//! [`Ready::freeze`] stops it; from then on there are two ways out of
 //! [`Frozen`]: [`Frozen::thaw`], after which it runs on as if nothing had
 //! happened, and [`Frozen::retire`], after which it is gone. After the grant
 //! only a verdict of the target may lead to `thaw`.
 
+use super::newcomers::{Newcomers, Unaccepted};
 use super::subject::Subject;
 use crate::cgroup::{CgroupError, Freezer, Version};
 use crate::connections;
@@ -37,6 +39,19 @@ pub enum FreezeError {
     /// The freezer.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// Connections that nobody accepts.
+    #[error(transparent)]
+    Unaccepted(#[from] super::newcomers::UnacceptedError),
+    /// Connections from within the container.
+    #[error(
+        "each of {attempts} times that the container was frozen, a connection to it had just been \
+         made that nobody had accepted yet, from within or over a slow handshake; move it when it \
+         is less busy, or give such connections up with --unaccepted reset"
+    )]
+    Restless {
+        /// How often it was tried.
+        attempts: u32,
+    },
     /// The guard.
     #[error("cannot start the guard that thaws the container if blip dies: {0}")]
     Guard(io::Error),
@@ -45,12 +60,23 @@ pub enum FreezeError {
 /// Everything is loaded; the container runs.
 pub struct Ready {
     loaded: Loaded,
-    cut: Cut,
-    in_flight: InFlight,
+    pub(super) cut: Cut,
+    pub(super) in_flight: InFlight,
+    pub(super) newcomers: Newcomers,
     guard: Guard,
     freezer: Freezer,
     init: i32,
     images: PathBuf,
+    /// What its one interface is on.
+    parent: Option<String>,
+}
+
+/// What came of an attempt to freeze.
+pub enum Attempt {
+    /// It stands still.
+    Still(Still),
+    /// Somebody came in between, whom nobody has accepted yet: it runs on.
+    Again(Ready),
 }
 
 /// The container stands still and is cut off; CRIU is about to dump it.
@@ -77,12 +103,19 @@ struct Stop {
     in_flight: InFlight,
     guard: Option<Guard>,
     init: i32,
+    parent: Option<String>,
 }
 
 impl Ready {
-    /// Loads CRIU, nft and the guard. `directory` is for the images.
-    pub async fn load(subject: &Subject, directory: &Path) -> Result<Self, FreezeError> {
+    /// Loads CRIU, nft and the guard. `directory` is for the images;
+    /// `unaccepted` says what becomes of connections nobody has accepted.
+    pub async fn load(
+        subject: &Subject,
+        directory: &Path,
+        unaccepted: Unaccepted,
+    ) -> Result<Self, FreezeError> {
         let init = subject.init();
+        let newcomers = Newcomers::of(subject, unaccepted)?;
         let images = directory.join("images");
         let spec = DumpSpec {
             pid: init,
@@ -93,6 +126,7 @@ impl Ready {
             descriptors: subject.bundle.descriptors.clone(),
             terminal: subject.bundle.terminal,
             close_connections: !subject.keep_connections,
+            skip_in_flight: newcomers.are_left_behind(),
         };
         let loaded = Loaded::start(&spec).await?;
         let passage = if subject.closes_here() { Passage::Resets } else { Passage::Nothing };
@@ -107,41 +141,87 @@ impl Ready {
             images: directory.to_owned(),
         };
         let guard = Guard::start(&charge, &[]).map_err(FreezeError::Guard)?;
-        Ok(Self { loaded, cut, in_flight, guard, freezer, init, images })
+        let parent = subject.addresses.parent().map(str::to_owned);
+        Ok(Self { loaded, cut, in_flight, newcomers, guard, freezer, init, images, parent })
     }
 
     /// Stops every task, then cuts the network. In this order nothing the
     /// container has said is lost: it says nothing more when the cut comes.
-    pub async fn freeze(self) -> Result<Still, FreezeError> {
+    pub async fn freeze(mut self) -> Result<Attempt, FreezeError> {
         let freezer = self.freezer.clone();
         let freezing = tokio::task::spawn_blocking(move || freezer.freeze(FREEZE_LIMIT));
         let frozen = freezing.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        if let Err(error) = frozen {
+            return Err(self.undo(error.into()).await);
+        }
         // What comes between here and the cut is received and sent on: twice
         // is harmless, never is not.
-        self.in_flight.reset();
-        let cut = match frozen {
-            Ok(()) => self.cut.apply().await.map_err(FreezeError::from),
-            Err(error) => Err(error.into()),
-        };
-        match cut {
-            Ok(cut) => {
-                let (freezer, init) = (self.freezer, self.init);
-                let in_flight = self.in_flight;
-                let stop = Stop { freezer, cut, in_flight, guard: Some(self.guard), init };
-                Ok(Still { loaded: self.loaded, stop, images: self.images })
-            }
+        self.in_flight.sift();
+        let cut = match self.cut.apply().await {
+            Ok(cut) => cut,
             Err(error) => {
-                self.loaded.cancel().await;
-                let thawed = self.freezer.thaw();
-                let _ = self.guard.dismiss();
-                thawed?;
-                Err(error)
+                self.cut = Cut::of_unknown_state(self.init);
+                return Err(self.undo(error.into()).await);
             }
+        };
+        // A handshake that began before they were held may have ended since.
+        if self.newcomers.are_in_the_way() {
+            self.cut = match cut.loosen().await {
+                Ok(cut) => cut,
+                Err(error) => {
+                    self.cut = Cut::of_unknown_state(self.init);
+                    return Err(self.undo(error.into()).await);
+                }
+            };
+            return self.again().await;
+        }
+        if let (Some(backlog), Ok(pids)) = (self.newcomers.backlog(), self.freezer.processes()) {
+            self.in_flight.take_unread(backlog, &pids);
+        }
+        let Self { loaded, in_flight, guard, freezer, init, images, parent, .. } = self;
+        let stop = Stop { freezer, cut, in_flight, guard: Some(guard), init, parent };
+        Ok(Attempt::Still(Still { loaded, stop, images }))
+    }
+
+    async fn again(self) -> Result<Attempt, FreezeError> {
+        match self.freezer.thaw() {
+            Ok(()) => Ok(Attempt::Again(self)),
+            Err(error) => Err(self.undo(error.into()).await),
         }
     }
 
+    /// Everything as it was; `error` is why.
+    async fn undo(mut self, error: FreezeError) -> FreezeError {
+        // Network first: what the container says when it runs must get out.
+        self.open_up().await;
+        let thawed = self.freezer.thaw();
+        self.in_flight.give_back(self.parent.take()).await;
+        self.cancel().await;
+        thawed.err().map_or(error, FreezeError::from)
+    }
+
+    /// Nobody is held back any more, and who was gets in.
+    pub(super) async fn let_newcomers_in(&mut self) {
+        if self.cut.is_holding() {
+            self.open_up().await;
+            self.in_flight.give_back(self.parent.clone()).await;
+        }
+    }
+
+    async fn open_up(&mut self) {
+        if let Err(error) = self.cut.release().await {
+            tracing::error!("{error}");
+        }
+        self.in_flight.sift();
+    }
+
+    pub(super) fn freezer(&self) -> &Freezer {
+        &self.freezer
+    }
+
     /// The container was not frozen: lets go of everything.
-    pub async fn cancel(self) {
+    pub async fn cancel(mut self) {
+        self.let_newcomers_in().await;
         self.loaded.cancel().await;
         let _ = self.guard.dismiss();
     }
@@ -223,13 +303,14 @@ fn hidden(task: &Task) -> Option<(SpaceId, Hidden)> {
 
 impl Stop {
     /// Network first: what the container says when it runs must get out.
-    async fn end(self) {
+    async fn end(mut self) {
         if let Err(error) = self.cut.join().await {
             tracing::error!("{error}");
         }
         if let Err(error) = self.freezer.thaw() {
             tracing::error!("{error}");
         }
+        self.in_flight.give_back(self.parent).await;
         if let Some(guard) = self.guard {
             let _ = guard.dismiss();
         }

@@ -4,6 +4,7 @@
 //! freeze returns an error and has touched nothing but the target's stage; from
 //! the freeze on the [`handover`](crate::handover) decides.
 
+pub mod addresses;
 mod ahead;
 mod farewell;
 pub mod files;
@@ -13,6 +14,7 @@ pub mod hand;
 mod in_memory;
 pub mod known;
 pub mod measure;
+pub mod newcomers;
 pub mod peer;
 pub mod pump;
 pub mod resolve;
@@ -45,6 +47,7 @@ use files::{Log, Trees};
 use freeze::Ready;
 use hand::Handover;
 use known::Known;
+use newcomers::Unaccepted;
 use peer::Peer;
 use pump::Pump;
 use std::path::PathBuf;
@@ -80,6 +83,8 @@ pub struct Order {
     pub tcp: connections::Choice,
     /// For how long its published ports are forwarded from here.
     pub forward: Option<Duration>,
+    /// What becomes of connections that nobody has accepted yet.
+    pub unaccepted: Unaccepted,
     /// Remove the source's container once it has moved, instead of keeping it
     /// stopped under another name.
     pub remove_source: bool,
@@ -199,7 +204,7 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
         let known = network::neighbours(subject.init()).await;
         peer.say(&ToTarget::Neighbours(known)).await?;
     }
-    let ended = match Ready::load(&subject, &directory).await {
+    let ended = match Ready::load(&subject, &directory, run.order.unaccepted).await {
         Ok(ready) => Handover::new(&run, &subject, peer, ticket, copied).run(ready).await,
         Err(error) => Err(error.into()),
     };

@@ -1,6 +1,7 @@
 //! The container that is to move, and everything that stands in its way.
 //! Nothing here touches it.
 
+use super::addresses::Addresses;
 use super::in_memory::InMemory;
 use super::volumes::{Choice, Plan, size_of};
 use crate::bundle::{Bundle, BundleError};
@@ -18,10 +19,6 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// Network drivers whose containers keep their addresses when they move: both
-/// hosts sit on the same segment.
-const SEGMENT_DRIVERS: [&str; 2] = ["macvlan", "ipvlan"];
 
 /// Label of containers that Swarm has made.
 const SWARM_TASK: &str = "com.docker.swarm.task.id";
@@ -77,9 +74,8 @@ pub struct Subject {
     pub keep_addresses: bool,
     /// Its open TCP connections move with it.
     pub keep_connections: bool,
-    /// Interfaces of this host that its networks sit on, if it keeps its
-    /// addresses.
-    pub parents: Vec<String>,
+    /// Its networks, as far as addresses go.
+    pub addresses: Addresses,
     /// Upper directory of its overlay: the writable layer.
     pub upper: Option<PathBuf>,
     /// Its mounts, and what becomes of them.
@@ -123,10 +119,9 @@ impl Subject {
         if freezer.holds(std::process::id())? {
             return Err(SubjectError::Together { name: inspection.name, path: freezer.path });
         }
-        let parents = parents(docker, &inspection).await?;
-        let keep_addresses = parents.is_some();
+        let addresses = Addresses::of(docker, &inspection).await?;
+        let keep_addresses = addresses.can_move();
         let upper = upper_directory(init);
-        let parents = parents.unwrap_or_default();
         let plan = Plan::of(docker, &inspection, choices).await?;
         let layers = docker.image_layers(&inspection.image).await.unwrap_or_default();
         let containerd_images = docker.keeps_images_in_containerd().await?;
@@ -136,7 +131,7 @@ impl Subject {
             freezer,
             keep_addresses,
             keep_connections: keep_addresses,
-            parents,
+            addresses,
             upper,
             plan,
             tmpfs,
@@ -238,6 +233,7 @@ impl Subject {
             layers: self.layers.clone(),
             containerd_images: self.containerd_images,
             networks: self.inspection.networks().into_keys().collect(),
+            wanted: self.addresses.wanted(&self.inspection),
             links: self.inspection.links(),
             memory: self.memory()?,
             layer: self.upper.as_deref().map(size_of).unwrap_or_default(),
@@ -320,23 +316,6 @@ impl Subject {
     }
 }
 
-/// The parent interfaces of a container all of whose networks both hosts can
-/// reach; `None` if it cannot keep its addresses.
-async fn parents(
-    docker: &Docker,
-    inspection: &Inspection,
-) -> Result<Option<Vec<String>>, DockerError> {
-    let mut parents = Vec::new();
-    for name in inspection.networks().keys() {
-        let Some((driver, parent)) = docker.network(name).await? else { return Ok(None) };
-        if !SEGMENT_DRIVERS.contains(&driver.as_str()) {
-            return Ok(None);
-        }
-        parents.extend(parent);
-    }
-    Ok((!parents.is_empty()).then_some(parents))
-}
-
 /// A process' innermost process ID is its name in the container.
 fn task(pid: i32) -> Option<Task> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -411,7 +390,8 @@ fn may_read_limits() -> bool {
         .is_some_and(|set| set & (1 << CAP_SYS_RESOURCE) != 0)
 }
 
-fn descriptors(pid: i32) -> Vec<String> {
+/// What the descriptors of a process stand for, as `/proc` names it.
+pub(super) fn descriptors(pid: i32) -> Vec<String> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
     let links = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
     links.map(|link| link.to_string_lossy().into_owned()).collect()

@@ -2,6 +2,7 @@
 //! kernel interfaces that neither `std` nor `nix` covers. None knows what a
 //! container or a migration is.
 
+pub mod datagrams;
 pub mod fiemap;
 pub mod inject;
 pub mod net;

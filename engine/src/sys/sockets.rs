@@ -91,6 +91,11 @@ fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
 }
 
+/// A copy of a descriptor of process `pid`.
+pub(super) fn copy_of(pid: i32, number: i32) -> io::Result<OwnedFd> {
+    fetch(&pidfd_open(pid)?, number)
+}
+
 /// A copy of descriptor `number` of the process behind `pidfd`.
 fn fetch(pidfd: &OwnedFd, number: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes numbers and touches no memory.

@@ -1,6 +1,7 @@
 //! What a host is made of, and whether a container could live there.
 
 use super::mounts::{self, Remains};
+use super::segment;
 use crate::criu::rpc::Worker;
 use crate::docker::{Docker, DockerError};
 use crate::image::Held;
@@ -94,13 +95,14 @@ pub async fn target(
     }
     findings.extend(image_store(docker, request).await?);
     for network in &request.networks {
-        if docker.network(network).await?.is_none() {
+        if docker.segment(network).await?.is_none() {
             findings.push(Finding::blocker(
                 format!("the target has no Docker network '{network}'"),
                 "create it there with the same driver and subnet",
             ));
         }
     }
+    findings.extend(segment::check(docker, &request.wanted).await?);
     for link in &request.links {
         if !docker.inspect(link).await.is_ok_and(|found| found.running) {
             findings.push(Finding::blocker(

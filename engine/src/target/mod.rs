@@ -13,6 +13,7 @@ pub mod mounts;
 pub mod pages;
 mod probe;
 pub mod recall;
+pub mod segment;
 pub mod stage;
 
 use crate::docker::{Docker, DockerError, register_runtime};

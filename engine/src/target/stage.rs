@@ -449,7 +449,8 @@ async fn silence(
     let macs: Vec<String> =
         moving.iter().map(|m| m.mac.map(|byte| format!("{byte:02x}")).join(":")).collect();
     for (number, network) in original.networks().keys().enumerate() {
-        let Some((_, Some(parent))) = docker.network(network).await? else { continue };
+        let parent = docker.segment(network).await?.and_then(|segment| segment.parent);
+        let Some(parent) = parent else { continue };
         let name = format!("{name}_{number}");
         match Silence::impose(&name, &parent, &macs).await {
             Ok(silence) => silences.push(silence),

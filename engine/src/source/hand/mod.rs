@@ -5,6 +5,7 @@ pub(crate) mod forward;
 mod keep;
 mod rest;
 mod ship;
+mod still;
 
 use super::freeze::{Frozen, Ready};
 use super::peer::Peer;
@@ -20,7 +21,6 @@ use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdic
 use crate::ledger::{Ledger, SourceRecord};
 use crate::plan::LinkFacts;
 use crate::protocol::{ToSource, ToTarget};
-use crate::throttle::Throttle;
 use blip_transport::link::quic::Vigil;
 use blip_transport::units::{Bandwidth, ByteSize, Round};
 use std::collections::VecDeque;
@@ -113,21 +113,11 @@ impl<'a> Handover<'a> {
             ready.cancel().await;
             return Err(error);
         }
-        // A duty cycle would thaw what is about to be frozen, and CRIU take a low
-        // limit for the container's own.
-        if let Some(Err(error)) = self.copied.throttle.as_mut().map(Throttle::before_freeze) {
-            ready.cancel().await;
-            self.forget_ticket();
-            return Err(error.into());
-        }
-        self.vigil = Some(Vigil::keep(&self.peer.link, SILENCE_LIMIT));
-        self.clock.last = Instant::now();
-        self.run.events.send(Event::Begin { phase: Phase::Freeze });
-        let still = match ready.freeze().await {
+        let still = match self.stand_still(ready).await {
             Ok(still) => still,
             Err(error) => {
                 self.forget_ticket();
-                return Err(error.into());
+                return Err(error);
             }
         };
         if self.copied.throttle.take().is_some() && self.copied.throttled > 0 {
@@ -297,7 +287,8 @@ impl<'a> Handover<'a> {
     /// What clients sent during the downtime reaches the container late, not
     /// never.
     fn send_late_frames(&self) {
-        let (Some(frozen), [parent]) = (&self.frozen, &self.subject.parents[..]) else { return };
+        let parent = self.subject.addresses.parent();
+        let (Some(frozen), Some(parent)) = (&self.frozen, parent) else { return };
         match frozen.forward_in_flight(parent) {
             Ok(count) => tracing::debug!(count, "frames sent on"),
             Err(error) => tracing::warn!("frames in flight are lost, clients repeat them: {error}"),

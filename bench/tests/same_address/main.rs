@@ -1,0 +1,20 @@
+//! A container that keeps its addresses: what it and its clients see of a move,
+//! which should be nothing, and what the segment saw.
+
+// Each test program uses a part of it.
+#[allow(dead_code)]
+#[path = "../hosts/mod.rs"]
+mod hosts;
+
+mod everything;
+
+use blip_bench::lab::{CgroupMode, Suite};
+use hosts::Hosts;
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn a_container_that_keeps_its_addresses_does_not_notice() {
+    let hosts = Hosts::up("same", CgroupMode::V2, Suite::Forky);
+    let net = hosts.dual_stack();
+    everything::finds_all_of_it_again(&hosts, &net);
+}
