@@ -8,7 +8,7 @@ use std::process::Command;
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(blip_root)");
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=preload/lib.rs");
+    println!("cargo:rerun-if-changed=preload");
     let root = std::fs::read_to_string("/proc/self/status").is_ok_and(|s| {
         s.lines().any(|l| l.starts_with("Uid:") && l.split_whitespace().nth(2) == Some("0"))
     });

@@ -5,13 +5,20 @@
 //! with lazy pages it writes none of them. Here that question is answered with
 //! "nothing" for the ranges on blip's list, and passed on for all others.
 //!
+//! In the same way it looks for the content of every object that processes share
+//! (`lseek` with `SEEK_DATA`), and is told that objects on the list have none.
+//!
+//! And a question for resource limits that the kernel refuses is answered from
+//! the file that has them ([`limits`]).
+//!
 //! The list lies in a memory file named by `BLIP_SKIP`, mapped here when CRIU
 //! starts and filled by blip while CRIU waits (`criu/preload.rs` writes it).
 //!
 //! **Invariants**
-//! * Whatever is not exactly the question above goes to the kernel untouched;
+//! * Whatever is not exactly one of the questions above goes to the kernel untouched;
 //!   without a list everything does.
-//! * A listed page is hidden, no other page is, and none is reported twice.
+//! * A listed page or object is hidden, no other is, and no page is reported
+//!   twice.
 //! * Nothing here allocates, blocks or panics, and no descriptor stays open.
 //!
 //! This is the second of the crate's two rooms that hold `unsafe`. It stands
@@ -19,6 +26,8 @@
 
 #![no_std]
 #![deny(unsafe_op_in_unsafe_fn)]
+
+mod limits;
 
 use core::arch::asm;
 use core::ffi::{c_char, c_int, c_ulong};
@@ -35,6 +44,8 @@ const LIST_BYTES: usize = 1 << 20;
 /// Ranges that fit behind the count.
 const LIST_MAX: u64 = (LIST_BYTES as u64 - 8) / size_of::<Hidden>() as u64;
 
+const SEEK_DATA: c_int = 3;
+const ENXIO: isize = 6;
 const O_RDONLY_CLOEXEC: usize = 0o2_000_000;
 const PROT_READ: usize = 1;
 const MAP_SHARED: usize = 1;
@@ -67,7 +78,8 @@ struct Region {
     categories: u64,
 }
 
-/// One entry of the list; they are sorted by process and address, disjoint.
+/// One entry of the list; they are sorted by process and address, disjoint. Of
+/// process 0 are the objects: a device, and a number of an inode.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Hidden {
@@ -138,6 +150,11 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut u8) -
         // SAFETY: the caller's business.
         unsafe { raw(fd, request, argument) }
     };
+    set_errno(result)
+}
+
+/// What a function of the C library returns after a system call's answer.
+fn set_errno(result: isize) -> c_int {
     if result >= 0 {
         return result as c_int;
     }
@@ -152,6 +169,45 @@ unsafe fn raw(fd: c_int, request: c_ulong, argument: *mut u8) -> isize {
     let arguments = [fd as usize, request as usize, argument as usize, 0, 0, 0];
     // SAFETY: the caller's business.
     unsafe { syscall(nr::IOCTL, arguments) }
+}
+
+/// The C library's `lseek`, as CRIU calls it.
+///
+/// # Safety
+/// None is needed: it touches no memory of the caller's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lseek64(fd: c_int, offset: i64, whence: c_int) -> i64 {
+    let result = if whence == SEEK_DATA && is_hidden_object(fd) {
+        -ENXIO
+    } else {
+        // SAFETY: lseek(2) touches no memory.
+        unsafe { syscall(nr::LSEEK, [fd as usize, offset as usize, whence as usize, 0, 0, 0]) }
+    };
+    if result >= 0 { result as i64 } else { i64::from(set_errno(result)) }
+}
+
+/// The same by its other name.
+///
+/// # Safety
+/// As for the other.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lseek(fd: c_int, offset: i64, whence: c_int) -> i64 {
+    // SAFETY: as this function demands.
+    unsafe { lseek64(fd, offset, whence) }
+}
+
+/// Whether a descriptor is of an object on the list.
+fn is_hidden_object(fd: c_int) -> bool {
+    let Some(list) = List::filled() else { return false };
+    // `struct stat` begins with device and inode, and is shorter than this.
+    let mut stat = [0_u64; 32];
+    // SAFETY: fstat(2) fills in a `struct stat`, for which there is room.
+    let result =
+        unsafe { syscall(nr::FSTAT, [fd as usize, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    let [device, inode, ..] = stat;
+    let mut objects =
+        (0..list.count).map_while(|index| list.get(index)).take_while(|entry| entry.pid == 0);
+    result == 0 && objects.any(|entry| (entry.start, entry.end) == (device, inode))
 }
 
 /// Answers one `PAGEMAP_SCAN`.
@@ -302,11 +358,15 @@ fn pagemap_owner(fd: c_int) -> Option<u64> {
 #[cfg(target_arch = "x86_64")]
 mod nr {
     //! Numbers of system calls: asm/unistd_64.h.
+    pub(crate) const READ: usize = 0;
     pub(crate) const CLOSE: usize = 3;
+    pub(crate) const FSTAT: usize = 5;
+    pub(crate) const LSEEK: usize = 8;
     pub(crate) const MMAP: usize = 9;
     pub(crate) const IOCTL: usize = 16;
     pub(crate) const OPENAT: usize = 257;
     pub(crate) const READLINKAT: usize = 267;
+    pub(crate) const PRLIMIT: usize = 302;
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -315,8 +375,12 @@ mod nr {
     pub(crate) const IOCTL: usize = 29;
     pub(crate) const OPENAT: usize = 56;
     pub(crate) const CLOSE: usize = 57;
+    pub(crate) const LSEEK: usize = 62;
+    pub(crate) const READ: usize = 63;
+    pub(crate) const FSTAT: usize = 80;
     pub(crate) const READLINKAT: usize = 78;
     pub(crate) const MMAP: usize = 222;
+    pub(crate) const PRLIMIT: usize = 261;
 }
 
 /// One system call; its answer, or an error's number below zero.

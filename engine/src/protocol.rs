@@ -165,6 +165,8 @@ pub struct RestoreOrder {
 pub struct MemoryPlan {
     /// The memory that is not in the images.
     pub tasks: Vec<MissingPages>,
+    /// Shared memory that CRIU restores empty.
+    pub shared: Vec<SharedObject>,
     /// All memory must be in the processes before the hold is told.
     pub resident: bool,
     /// The source sends the pages that the store lacks without being asked, in
@@ -181,6 +183,19 @@ pub struct StoredImage {
     pub space: SpaceId,
     /// How many there are.
     pub pages: PageCount,
+}
+
+/// Memory that processes share, and whose content blip brings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedObject {
+    /// Where its pages are in the store, by their place in the object.
+    pub space: SpaceId,
+    /// A task that has it mapped, …
+    pub task: SpaceId,
+    /// … and an address in that mapping.
+    pub address: u64,
+    /// Its pages that have content; all others are zero.
+    pub pages: Vec<PageRun>,
 }
 
 /// From source to target.

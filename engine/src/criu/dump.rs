@@ -14,6 +14,7 @@
 use super::preload::{Hidden, Preload};
 use super::rpc::{self, Environment, Opts, RpcError, Said, Worker};
 use crate::cgroup::Freezer;
+use crate::track::shared::Inode;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -106,9 +107,11 @@ impl Loaded {
     }
 
     /// Dumps the frozen container. Returns when every image is on disk. Pages
-    /// that are `hidden` may or may not be named in them as left out.
-    pub async fn dump(mut self, hidden: &[Hidden]) -> Result<Held, DumpError> {
-        if let Some(Err(error)) = self.preload.as_ref().map(|preload| preload.hide(hidden)) {
+    /// that are `hidden` may or may not be named in them as left out; shared
+    /// `objects` may or may not be in them.
+    pub async fn dump(mut self, hidden: &[Hidden], objects: &[Inode]) -> Result<Held, DumpError> {
+        let hide = |preload: &Preload| preload.hide(hidden, objects);
+        if let Some(Err(error)) = self.preload.as_ref().map(hide) {
             tracing::warn!("criu looks at all memory: {error}");
         }
         self.worker.answer(true).await?;

@@ -8,15 +8,22 @@
 //! target brings lazily. CRIU registers whole mappings for that, whether or not
 //! an image names any page of them (criu: `vma_remap`, `enable_uffd`).
 //!
+//! Likewise for memory that processes share, which CRIU writes into its images:
+//! of listed objects it finds no content, and restores them empty.
+//!
+//! And CRIU learns resource limits that only CAP_SYS_RESOURCE may ask for.
+//!
 //! Library and list are files in memory, reached through `/proc/<blip>/fd`, so
 //! that nothing is left behind.
 //!
 //! **Invariant**: it is an optimisation. Where the library cannot be loaded, or
 //! does not do its work, CRIU names the pages as it always did, and blip's plan
-//! holds the same pages.
+//! holds the same pages. What is in a shared object then is in the images, too,
+//! and put in place twice.
 
 use super::rpc::Environment;
 use crate::track::runs::Runs;
+use crate::track::shared::Inode;
 use blip_transport::units::PAGE_SIZE;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -54,13 +61,18 @@ pub struct Preload {
 }
 
 impl Preload {
+    /// Whether this build of blip has the library.
+    pub fn is_built_in() -> bool {
+        !LIBRARY.is_empty()
+    }
+
     /// Lays the library out in memory, with an empty list.
     ///
     /// # Errors
     /// If the machine forbids executing files in memory (`vm.memfd_noexec`), or
     /// this build of blip has no library.
     pub fn new() -> io::Result<Self> {
-        if LIBRARY.is_empty() {
+        if !Self::is_built_in() {
             return Err(io::Error::other("blip was built without the library"));
         }
         let plain = MFdFlags::MFD_CLOEXEC;
@@ -82,8 +94,8 @@ impl Preload {
     }
 
     /// Hides memory from CRIU. To be called once, while CRIU waits.
-    pub fn hide(&self, hidden: &[Hidden]) -> io::Result<()> {
-        let (count, list) = encode(hidden);
+    pub fn hide(&self, hidden: &[Hidden], objects: &[Inode]) -> io::Result<()> {
+        let (count, list) = encode(hidden, objects);
         // Entries before count: the library trusts what the count covers.
         self.list.write_all_at(&list, 8)?;
         self.list.write_all_at(&count.to_ne_bytes(), 0)
@@ -94,8 +106,10 @@ fn memory(name: &CStr, flags: MFdFlags) -> Result<File, Errno> {
     memfd_create(name, flags).map(File::from)
 }
 
-/// The list's entries by process and address, and their number.
-fn encode(hidden: &[Hidden]) -> (u64, Vec<u8>) {
+/// The list's entries by process and address, and their number; objects are
+/// those of process 0.
+fn encode(hidden: &[Hidden], objects: &[Inode]) -> (u64, Vec<u8>) {
+    let objects = objects.iter().map(|object| [0, object.device, object.number]);
     let mut sorted: Vec<_> = hidden.iter().collect();
     sorted.sort_by_key(|hidden| hidden.pid);
     let runs = sorted.iter().flat_map(|hidden| {
@@ -104,8 +118,12 @@ fn encode(hidden: &[Hidden]) -> (u64, Vec<u8>) {
             [u64::from(hidden.pid.unsigned_abs()), run.start.0 * page, run.end() * page]
         })
     });
-    let list: Vec<u8> =
-        runs.take(ENTRIES).flatten().flat_map(|number| number.to_ne_bytes()).collect();
+    let list: Vec<u8> = objects
+        .chain(runs)
+        .take(ENTRIES)
+        .flatten()
+        .flat_map(|number| number.to_ne_bytes())
+        .collect();
     ((list.len() / ENTRY) as u64, list)
 }
 
@@ -126,16 +144,16 @@ mod tests {
             Hidden { pid: 9, pages: runs(&[(1, 2), (5, 9)]) },
             Hidden { pid: 7, pages: runs(&[(3, 4)]) },
         ];
-        let (count, list) = encode(&hidden);
+        let (count, list) = encode(&hidden, &[Inode { device: 1, number: 77 }]);
         let numbers: Vec<u64> = list
             .chunks_exact(8)
             .map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap()))
             .collect();
-        assert_eq!(count, 3);
-        assert_eq!(numbers, [7, 0x3000, 0x4000, 9, 0x1000, 0x2000, 9, 0x5000, 0x9000]);
+        assert_eq!(count, 4);
+        assert_eq!(numbers, [0, 1, 77, 7, 0x3000, 0x4000, 9, 0x1000, 0x2000, 9, 0x5000, 0x9000]);
 
         let many: Vec<_> = (0..ENTRIES as u64 + 10).map(|at| (2 * at, 2 * at + 1)).collect();
-        let (count, list) = encode(&[Hidden { pid: 1, pages: runs(&many) }]);
+        let (count, list) = encode(&[Hidden { pid: 1, pages: runs(&many) }], &[]);
         assert_eq!((count as usize, list.len()), (ENTRIES, ENTRIES * ENTRY));
         assert!(8 + list.len() <= LIST_BYTES);
     }
@@ -233,7 +251,7 @@ assert libc.ioctl(0, ctypes.c_ulong(0x5401), 0) == -1 and ctypes.get_errno() == 
         let pid = std::process::id() as i32;
         let others = Hidden { pid: pid + 1, pages: runs(&[(first, first + 4000)]) };
         let ours = Hidden { pid, pages: hidden.clone() };
-        preload.hide(&[others, ours]).unwrap();
+        preload.hide(&[others, ours], &[]).unwrap();
         for room in [32768, 1000, 7, 1] {
             let seen = ask(&preload, range, room)?;
             assert_eq!(seen, present.subtract(&hidden), "room for {room}");

@@ -16,6 +16,7 @@ use crate::criu::preload::Hidden;
 use crate::guard::{Charge, Guard};
 use crate::network::{Applied, Cut, InFlight, NetworkError, Passage};
 use crate::track::runs::Runs;
+use crate::track::shared::Inode;
 use crate::track::{Task, hide};
 use blip_transport::page::SpaceId;
 use nix::sys::signal::{Signal, kill};
@@ -228,12 +229,12 @@ impl Ready {
 }
 
 impl Still {
-    /// Dumps it. If CRIU fails it has undone what it did, and the container
+    /// Dumps it, but for shared `objects` that others bring. If CRIU fails it has undone what it did, and the container
     /// runs again.
-    pub async fn dump(self, tasks: &[Task]) -> Result<Frozen, FreezeError> {
+    pub async fn dump(self, tasks: &[Task], objects: &[Inode]) -> Result<Frozen, FreezeError> {
         let hidden: Vec<(SpaceId, Hidden)> = tasks.iter().filter_map(hidden).collect();
         let list: Vec<Hidden> = hidden.iter().map(|(_, hidden)| hidden.clone()).collect();
-        match self.loaded.dump(&list).await {
+        match self.loaded.dump(&list, objects).await {
             Ok(held) => {
                 // CRIU thaws the cgroup to work on the tasks, which it holds by
                 // ptrace. Should it die, they must not run.

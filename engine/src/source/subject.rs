@@ -8,11 +8,11 @@ use crate::bundle::{Bundle, BundleError};
 use crate::cgroup::{CgroupError, Freezer};
 use crate::connections;
 use crate::criu::predump::PreDumpSpec;
+use crate::criu::preload::Preload;
 use crate::docker::{Docker, DockerError, Inspection};
 use crate::image::Held;
 use crate::protocol::{CheckRequest, Finding, HostFacts};
 use crate::track::Task;
-use blip_transport::page::SpaceId;
 use blip_transport::units::ByteSize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -179,7 +179,7 @@ impl Subject {
     /// container number them.
     pub fn tasks(&self) -> Result<Vec<Task>, CgroupError> {
         let pids = self.freezer.processes()?;
-        Ok(pids.into_iter().filter_map(task).collect())
+        Ok(pids.into_iter().filter_map(Task::of).collect())
     }
 
     /// What CRIU's pre-dumps of it need; their images go under `work`.
@@ -316,14 +316,6 @@ impl Subject {
     }
 }
 
-/// A process' innermost process ID is its name in the container.
-fn task(pid: i32) -> Option<Task> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    let inner = line.split_whitespace().last()?.parse().ok()?;
-    Some(Task { pid, space: SpaceId(inner) })
-}
-
 fn status_kib(pid: i32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(field));
@@ -362,8 +354,8 @@ fn process_findings(pid: i32) -> Vec<Finding> {
     let mut findings = Vec::new();
     let who = format!("process {} (pid {pid})", command_of(pid));
     // Reading the resource limits of others' processes takes a capability that
-    // root lacks in some containers and virtual machines.
-    if !owned_by_root(pid) && !may_read_limits() {
+    // root lacks in some containers and virtual machines, or our library.
+    if !owned_by_root(pid) && !may_read_limits() && !Preload::is_built_in() {
         findings.push(Finding::blocker(
             format!("{who} is not root's, and blip lacks CAP_SYS_RESOURCE"),
             "CRIU cannot read its resource limits: give blip the capability",
@@ -378,8 +370,9 @@ fn process_findings(pid: i32) -> Vec<Finding> {
     findings
 }
 
+/// One that has ended since needs no leave.
 fn owned_by_root(pid: i32) -> bool {
-    fs::metadata(format!("/proc/{pid}")).is_ok_and(|meta| meta.uid() == 0)
+    fs::metadata(format!("/proc/{pid}")).map_or(true, |meta| meta.uid() == 0)
 }
 
 fn may_read_limits() -> bool {

@@ -6,7 +6,7 @@ use super::intake::{Intake, IntakeError};
 use super::pages::StoredPages;
 use super::recall::{self, Recalled};
 use super::stage::Staged;
-use super::{Agent, announcer};
+use super::{Agent, announcer, shared};
 use crate::docker::Inspection;
 use crate::event::{LazyReport, Phase, millis};
 use crate::guard::{Charge, Guard};
@@ -16,7 +16,8 @@ use crate::lazy::{LazyEvent, LazyHandle, LazyOptions, LazyPlan, TaskPlan};
 use crate::ledger::{Made, TargetRecord, TargetStep};
 use crate::network::{self, Lift, Silence};
 use crate::protocol::{
-    MemoryPlan, Remembered, RestoreOrder, StageRequest, StoredImage, ToSource, ToTarget,
+    MemoryPlan, Remembered, RestoreOrder, SharedObject, StageRequest, StoredImage, ToSource,
+    ToTarget,
 };
 use crate::runtime::stage::{Report, StageDir, StageEvent};
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender};
@@ -72,6 +73,8 @@ pub struct Arrival {
     /// The restore is held, its memory not all in place.
     filling: bool,
     failure: Option<String>,
+    /// Shared memory to be filled before the hold is told.
+    shared: Vec<SharedObject>,
     questions: Vec<Question>,
     journal: Journal,
     inputs: mpsc::UnboundedSender<Input>,
@@ -158,6 +161,7 @@ impl Arrival {
             resident: false,
             filling: false,
             failure: None,
+            shared: Vec::new(),
             questions: Vec::new(),
             journal,
             inputs,
@@ -278,6 +282,9 @@ impl Arrival {
             crate::connections::mark_closed(self.init);
         }
         self.before_the_hold_is_told();
+        if let Err(error) = self.fill_shared().await {
+            return self.fail(error).await;
+        }
         if self.resident && !self.drained {
             self.filling = true;
             self.tell(ToSource::Filling).await;
@@ -394,7 +401,8 @@ impl Arrival {
 
     /// The store holds all it is to hold: memory is served from it. CRIU's
     /// requests have waited at the socket if it was faster.
-    async fn serve_memory(&mut self, request: MemoryPlan) {
+    async fn serve_memory(&mut self, mut request: MemoryPlan) {
+        self.shared = std::mem::take(&mut request.shared);
         let Some(staged) = &mut self.staged else { return };
         let Some(server) = staged.lazy.take() else { return };
         let inbox = server.inbox();
@@ -434,6 +442,20 @@ impl Arrival {
         });
         let written = writing.await.map_err(|error| error.to_string())?;
         written.map_err(|error| error.to_string())
+    }
+
+    /// Puts the content of shared memory into the objects that CRIU restored.
+    async fn fill_shared(&mut self) -> Result<(), String> {
+        let objects = std::mem::take(&mut self.shared);
+        if objects.is_empty() {
+            return Ok(());
+        }
+        let (intake, init, begun) = (self.intake.clone(), self.init, Instant::now());
+        let filling = tokio::task::spawn_blocking(move || shared::fill(init, &objects, &intake));
+        let filled = filling.await.map_err(|error| error.to_string())?;
+        let bytes = filled.map_err(|error| error.to_string())?;
+        tracing::debug!(%bytes, took = ?begun.elapsed(), "shared memory filled");
+        Ok(())
     }
 
     /// That the container may run here from now on goes to the disk while CRIU

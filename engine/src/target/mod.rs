@@ -14,6 +14,7 @@ pub mod pages;
 mod probe;
 pub mod recall;
 pub mod segment;
+mod shared;
 pub mod stage;
 
 use crate::docker::{Docker, DockerError, register_runtime};

@@ -1,7 +1,7 @@
 //! The tracker that works everywhere: it reads every page each round and
 //! compares BLAKE3 hashes. Nothing is injected, nothing is armed, nothing
 //! stops. It costs about half a second of one core per GiB and round, spread
-//! over all cores ([`compare`]), and as much inside the freeze: there is no
+//! over all cores ([`super::compare`]), and as much inside the freeze: there is no
 //! other way to know what changed.
 //!
 //! **Why it compares with what was *sent***, not with what it saw last: a page
@@ -15,11 +15,10 @@
 //! already, so that this tracker needs no memory that grows with the
 //! container's.
 
-mod compare;
-
+use super::compare;
 use super::identity::{Identity, is_gone};
 use super::maps::Mappings;
-use super::read::ReadError;
+use super::read::{ReadError, Reader};
 use super::resident::resident;
 use super::runs::Runs;
 use super::{
@@ -75,7 +74,7 @@ impl Hash {
             resident.clone()
         } else {
             let debt = known.map(|space| space.debt.intersect(&resident)).unwrap_or_default();
-            match compare::changed(task, &resident, stop, sent) {
+            match compare::changed(task.space, &resident, stop, sent, || Memory::of(task, stop)) {
                 Ok(changed) => changed.union(&debt),
                 Err(ReadError::Gone { .. }) => return Ok(None),
                 Err(error) => return Err(look("read the memory")(std::io::Error::other(error))),
@@ -85,6 +84,31 @@ impl Hash {
         let space = Space { pid: task.pid, identity, debt: Runs::default() };
         self.spaces.insert(task.space, space);
         Ok(Some(SpaceScan::of(task, restarted, &ours, resident, dirty)))
+    }
+}
+
+/// The memory of a process.
+struct Memory {
+    pid: i32,
+    stop: Stop,
+    reader: Reader,
+}
+
+impl Memory {
+    fn of(task: Task, stop: Stop) -> Self {
+        Self { pid: task.pid, stop, reader: Reader::new() }
+    }
+}
+
+impl compare::Source for Memory {
+    type Error = ReadError;
+
+    fn each(
+        &mut self,
+        runs: &[PageRun],
+        take: &mut dyn FnMut(PageRun, &[u8]),
+    ) -> Result<(), ReadError> {
+        self.reader.each(self.pid, runs, self.stop, take).map(drop)
     }
 }
 

@@ -16,6 +16,7 @@
 //! of itself, and whatever it set up ends with it, also if blip is killed.
 
 pub mod choice;
+mod compare;
 mod direct_io;
 mod hash;
 pub mod hide;
@@ -52,6 +53,17 @@ pub struct Task {
     pub pid: i32,
     /// Its process ID inside the container, naming its address space.
     pub space: SpaceId,
+}
+
+impl Task {
+    /// The task of a process, which its innermost process ID names; `None` if it
+    /// has ended.
+    pub fn of(pid: i32) -> Option<Self> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+        let inner = line.split_whitespace().last()?.parse().ok()?;
+        Some(Self { pid, space: SpaceId(inner) })
+    }
 }
 
 /// What the tracked processes do during a scan.

@@ -4,7 +4,9 @@
 use super::Handover;
 use crate::event::{Event, Phase};
 use crate::lazy::LazyPlan;
-use crate::protocol::{MemoryPlan, MissingPages, RestoreOrder, StoredImage, ToTarget};
+use crate::protocol::{
+    MemoryPlan, MissingPages, RestoreOrder, SharedObject, StoredImage, ToTarget,
+};
 use crate::source::freeze::Still;
 use crate::source::gauge::Gauge;
 use crate::source::peer::PeerError;
@@ -12,7 +14,7 @@ use crate::source::pump::{self, Pump, RoundDone, Take};
 use crate::source::{Manner, MigrateError};
 use crate::target::intake::{INVENTORY, LOG};
 use crate::track::runs::Runs;
-use crate::track::shared::image_space;
+use crate::track::shared::{self, image_space};
 use crate::track::{Stop, Task};
 use blip_transport::files::Pace;
 use blip_transport::link::quic::{BlobName, Priority};
@@ -36,7 +38,8 @@ impl Handover<'_> {
         let round = self.next_round();
         let trees = self.copied.trees.take();
         let link = self.peer.link.clone();
-        let pump = self.take_pump()?;
+        let mut pump = self.take_pump()?;
+        let objects = pump.find_still(&tasks);
         let gauge = Gauge::default();
         let order = self.frozen_round(round, &tasks);
         let _interrupted = self.cut_short_at_interrupt(&gauge);
@@ -49,7 +52,7 @@ impl Handover<'_> {
         // CRIU writes its images while the last pages and files are on their
         // way. Everything that is read stands still.
         let (frozen, pages, files) =
-            tokio::join!(still.dump(&tasks), pump.round(order, &gauge, &link), files);
+            tokio::join!(still.dump(&tasks, &objects), pump.round(order, &gauge, &link), files);
         // First of all what the way back needs.
         self.frozen = Some(frozen?);
         tracing::debug!(since_freeze = ?self.clock.last.elapsed(), "dumped, last pages read");
@@ -75,6 +78,7 @@ impl Handover<'_> {
         self.run.events.send(Event::Begin { phase: Phase::Restore });
         // The target restores all but the memory meanwhile.
         self.copy_what_criu_touched(tasks).await?;
+        self.send_shared().await?;
         let plan = self.complete().await?;
         self.serve_missing_pages();
         self.peer.say(&ToTarget::Memory(plan)).await?;
@@ -90,6 +94,21 @@ impl Handover<'_> {
         let order = self.frozen_round(round, &tasks);
         let done = self.take_pump()?.round(order, &Gauge::default(), &link).await?;
         self.sent(done).await.map(drop)
+    }
+
+    /// The memory that processes share, as far as CRIU was kept from it.
+    async fn send_shared(&mut self) -> Result<(), MigrateError> {
+        if self.copied.pump.as_ref().is_none_or(|pump| pump.still().is_empty()) {
+            return Ok(());
+        }
+        let round = self.next_round();
+        let link = self.peer.link.clone();
+        let done = self.take_pump()?.send_still(round, &link).await?;
+        let done = self.sent(done).await?;
+        let (all, wire) = (done.report.scanned.bytes(), done.report.bytes_wire);
+        let text = format!("shared memory holds {} bytes, {} crossed the link", all.0, wire.0);
+        self.run.events.send(Event::Note { text });
+        Ok(())
     }
 
     /// The last scan and what becomes of the pages it finds.
@@ -135,12 +154,13 @@ impl Handover<'_> {
                 hot: pump.map(|pump| pump.hot(space)).unwrap_or_default(),
             })
             .collect();
+        let shared = pump.map(|pump| pump.still().iter().map(told).collect()).unwrap_or_default();
         self.memory = plan.pages().bytes();
         if !absent.is_empty() {
             tracing::debug!(pages = absent.len(), "pages only CRIU knew of");
             self.patch(absent).await?;
         }
-        Ok(MemoryPlan { tasks, resident, pushed: leaves })
+        Ok(MemoryPlan { tasks, shared, resident, pushed: leaves })
     }
 
     /// Images of pages go as pages if there is much in them: what was sent ahead
@@ -246,6 +266,16 @@ impl Handover<'_> {
         let round = self.copied.next;
         self.copied.next = round.next();
         round
+    }
+}
+
+/// What the target must know of a shared object.
+fn told(object: &shared::Still) -> SharedObject {
+    SharedObject {
+        space: object.space,
+        task: object.task,
+        address: object.address,
+        pages: object.pages.as_slice().to_vec(),
     }
 }
 

@@ -56,7 +56,7 @@ impl Pump {
         self.extra(round, count, link, work).await.map(mark)
     }
 
-    async fn extra(
+    pub(super) async fn extra(
         self,
         round: Round,
         count: PageCount,
@@ -120,6 +120,9 @@ impl Pump {
         self.encoder.begin_round(round);
         for &page in pages {
             self.encoder.resend(page);
+            if self.resend_still(page, out)? {
+                continue;
+            }
             let run = PageRun { start: page.index, count: PageCount(1) };
             let run = Runs::from([run].as_slice());
             self.read(page.space, &run, Stop::Frozen, out)?;

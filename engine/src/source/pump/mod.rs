@@ -12,13 +12,14 @@ mod holds;
 mod keep;
 mod reading;
 mod sink;
+mod still;
 
 use super::gauge::{Brake, Gauge};
 use crate::event::{RoundReport, TrackingReport, millis};
 use crate::plan::{Look, Watched};
 use crate::track::read::{ReadError, Reader};
 use crate::track::runs::Runs;
-use crate::track::shared::{self, Shared};
+use crate::track::shared::{self, Shared, Still};
 use crate::track::{Scan, Stop, Task, TrackError, Tracker};
 use blip_transport::encode::{EncodeOptions, Encoder, RoundTally};
 use blip_transport::link::LinkError;
@@ -52,6 +53,9 @@ pub enum PumpError {
     /// Reading what the tracker has copied.
     #[error("cannot read the images of CRIU's pre-dump: {0}")]
     Copy(std::io::Error),
+    /// Reading memory that processes share.
+    #[error("cannot read the container's shared memory: {0}")]
+    Shared(std::io::Error),
     /// Sending.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -67,6 +71,8 @@ pub struct Pump {
     encoder: Encoder,
     books: Books,
     shared: Shared,
+    /// Shared objects that CRIU is kept from.
+    still: Vec<Still>,
     /// Resident pages that the target is known to hold.
     confirmed: BTreeMap<SpaceId, Runs>,
     begun: Instant,
@@ -116,6 +122,7 @@ impl Pump {
             encoder,
             books: Books::default(),
             shared: Shared::default(),
+            still: Vec::new(),
             confirmed: BTreeMap::new(),
             begun: Instant::now(),
         }

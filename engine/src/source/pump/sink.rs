@@ -60,6 +60,10 @@ impl Sent for Ahead<'_> {
 }
 
 impl Offer for Ahead<'_> {
+    fn as_sent(&self) -> &dyn Sent {
+        &*self.encoder
+    }
+
     fn page(&mut self, at: PageAt, bytes: &[u8]) {
         let run = PageRun { start: at.index, count: PageCount(1) };
         self.encoder.pages(at.space, run, bytes);

@@ -13,7 +13,7 @@ use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
 use std::net::SocketAddr;
 
 /// Version of everything after the hello. Ends must agree on it exactly.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 const MAGIC: &[u8; 8] = b"blipLINK";
 /// Longest software text, in bytes.

@@ -4,11 +4,10 @@
 //! are: whoever else wants the core gets it. While it stands still they take
 //! all they can, as every millisecond is downtime.
 
-use super::super::read::{ReadError, Reader};
-use super::super::runs::Runs;
-use super::super::{Sent, Stop, Task};
+use super::runs::Runs;
+use super::{Sent, Stop};
 use crate::sys::sched;
-use blip_transport::page::{ContentHash, PageAt, PageBytes, PageIndex, PageRun};
+use blip_transport::page::{ContentHash, PageAt, PageBytes, PageIndex, PageRun, SpaceId};
 use blip_transport::units::PAGE_SIZE;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,19 +19,33 @@ const PORTION: u64 = 1024;
 /// to hash it.
 static ZERO: LazyLock<ContentHash> = LazyLock::new(|| ContentHash::of(&[0; PAGE_SIZE]));
 
+/// Where the bytes of pages come from; each thread has one of its own.
+pub(super) trait Source {
+    /// Why they could not be read.
+    type Error: Send;
+
+    /// Reads `runs`, in order, and hands over what is there.
+    fn each(
+        &mut self,
+        runs: &[PageRun],
+        take: &mut dyn FnMut(PageRun, &[u8]),
+    ) -> Result<(), Self::Error>;
+}
+
 /// Those of `pages` that are not now what the target was sent. Pages of which
 /// it was sent nothing are not even read.
-pub(super) fn changed(
-    task: Task,
+pub(super) fn changed<S: Source>(
+    space: SpaceId,
     pages: &Runs,
     stop: Stop,
     sent: &dyn Sent,
-) -> Result<Runs, ReadError> {
+    source: impl Fn() -> S + Sync,
+) -> Result<Runs, S::Error> {
     let portions = portions(pages);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = || {
-        let mut worker = Worker { task, stop, sent, reader: Reader::new(), known: Vec::new() };
+        let mut worker = Worker { space, sent, source: source(), known: Vec::new() };
         let mut found = Vec::new();
         while !failed.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -53,7 +66,7 @@ pub(super) fn changed(
             })
         };
         let workers: Vec<_> = (0..cores.min(portions.len())).map(spawn).collect();
-        let join = |worker: std::thread::ScopedJoinHandle<'_, Result<Vec<_>, ReadError>>| {
+        let join = |worker: std::thread::ScopedJoinHandle<'_, Result<Vec<_>, S::Error>>| {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
         workers.into_iter().map(join).collect::<Result<Vec<_>, _>>()
@@ -91,21 +104,20 @@ fn portions(pages: &Runs) -> Vec<Vec<PageRun>> {
 }
 
 /// One thread's work.
-struct Worker<'a> {
-    task: Task,
-    stop: Stop,
+struct Worker<'a, S> {
+    space: SpaceId,
     sent: &'a dyn Sent,
-    reader: Reader,
+    source: S,
     /// What the target was sent of the portion at hand, in order.
     known: Vec<(PageIndex, ContentHash)>,
 }
 
-impl Worker<'_> {
-    fn changed(&mut self, portion: &[PageRun]) -> Result<Runs, ReadError> {
+impl<S: Source> Worker<'_, S> {
+    fn changed(&mut self, portion: &[PageRun]) -> Result<Runs, S::Error> {
         self.known.clear();
         let (mut changed, mut unknown, mut read) = <(Runs, Runs, Runs)>::default();
         for index in portion.iter().flat_map(|run| run.pages()) {
-            match self.sent.content(PageAt { space: self.task.space, index }) {
+            match self.sent.content(PageAt { space: self.space, index }) {
                 Some(content) => {
                     self.known.push((index, content));
                     read.push(index.0, index.0 + 1);
@@ -114,7 +126,7 @@ impl Worker<'_> {
             }
         }
         let mut known = self.known.iter().peekable();
-        self.reader.each(self.task.pid, read.as_slice(), self.stop, |run, bytes| {
+        self.source.each(read.as_slice(), &mut |run, bytes| {
             for (page, bytes) in run.pages().zip(bytes.chunks_exact(PAGE_SIZE)) {
                 // Pages that have vanished are not handed over.
                 while known.next_if(|(index, _)| *index < page).is_some() {}
@@ -135,9 +147,24 @@ fn content_of(bytes: &[u8]) -> Option<ContentHash> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::read::{ReadError, Reader};
     use super::*;
-    use blip_transport::page::SpaceId;
     use std::collections::BTreeMap;
+
+    /// This process's own memory.
+    struct Own(Reader);
+
+    impl Source for Own {
+        type Error = ReadError;
+
+        fn each(
+            &mut self,
+            runs: &[PageRun],
+            take: &mut dyn FnMut(PageRun, &[u8]),
+        ) -> Result<(), ReadError> {
+            self.0.each(std::process::id() as i32, runs, Stop::Frozen, take).map(drop)
+        }
+    }
 
     struct Map(BTreeMap<u64, ContentHash>);
 
@@ -162,8 +189,8 @@ mod tests {
         let mut all = Runs::default();
         all.push(first, first + 5);
         all.push(first + 9, first + count as u64);
-        let task = Task { pid: std::process::id() as i32, space: SpaceId(1) };
-        let find = |sent: &Map| changed(task, &all, Stop::Frozen, sent).unwrap();
+        let own = || Own(Reader::new());
+        let find = |sent: &Map| changed(SpaceId(1), &all, Stop::Frozen, sent, own).unwrap();
         assert_eq!(find(&sent), Runs::default());
 
         // One changed, one to zeros, one from zeros, one never sent; and two
