@@ -26,6 +26,7 @@ pub mod ledger;
 pub mod memory;
 pub mod mounts;
 pub mod network;
+pub mod patience;
 pub mod plan;
 pub mod protocol;
 pub mod runtime;

@@ -31,6 +31,8 @@ static TURN: Mutex<()> = Mutex::new(());
 pub(crate) struct Hosts {
     pub(crate) lab: Lab,
     agent: Option<Child>,
+    /// What blip is told by its environment.
+    environment: Vec<&'static str>,
     /// What is mounted on the target while there is no container.
     mounts: BTreeSet<String>,
     _sweep: Sweep,
@@ -64,8 +66,14 @@ impl Hosts {
         for host in lab.hosts() {
             host.install(&blip, BLIP).expect("installing blip");
         }
-        let mut hosts =
-            Self { lab, agent: None, mounts: BTreeSet::new(), _sweep: sweep, _turn: turn };
+        let mut hosts = Self {
+            lab,
+            agent: None,
+            environment: Vec::new(),
+            mounts: BTreeSet::new(),
+            _sweep: sweep,
+            _turn: turn,
+        };
         hosts.mounts = mounts(hosts.b());
         for (host, other) in [(hosts.a(), hosts.b()), (hosts.b(), hosts.a())] {
             let key = other.run(&[BLIP, "pair", "show"]).expect("pair show");
@@ -85,7 +93,8 @@ impl Hosts {
 
     /// Starts the agent; returns when it listens.
     pub(crate) fn start_agent(&mut self) {
-        let mut command = self.b().command(&[BLIP, "agent"]);
+        let words = [&self.program()[..], &["agent"]].concat();
+        let mut command = self.b().command(&words);
         let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut agent = command.spawn().expect("blip agent");
         let mut said = BufReader::new(agent.stderr.take().expect("stderr"));
@@ -99,6 +108,19 @@ impl Hosts {
             said.lines().map_while(Result::ok).for_each(|l| eprintln!("agent: {l}"))
         });
         self.agent = Some(agent);
+    }
+
+    /// Has blip on both hosts bear with one that is silent for 20 s: the test
+    /// stops it. Ends the agent and starts it again.
+    pub(crate) fn be_patient(&mut self) {
+        self.kill_agent();
+        self.environment = vec!["BLIP_PATIENCE=20"];
+        self.start_agent();
+    }
+
+    /// blip, with its environment.
+    fn program(&self) -> Vec<&'static str> {
+        [&["env"][..], &self.environment, &[BLIP]].concat()
     }
 
     /// `kill -9`.
@@ -212,7 +234,8 @@ impl Hosts {
 
     /// The same over a road that is not the straight one.
     pub(crate) fn start_migration_to(&self, name: &str, to: &str, flags: &str) -> Migration {
-        let mut words = vec![BLIP, "migrate", name, "--to", to, "--json"];
+        let mut words: Vec<&str> = self.program();
+        words.extend(["migrate", name, "--to", to, "--json"]);
         words.extend(flags.split_whitespace());
         let mut command = self.a().command(&words);
         let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -311,17 +334,24 @@ pub(crate) struct Migration {
 impl Migration {
     /// Reads on until an event fits: `begin freeze`, `round 0`.
     pub(crate) fn wait_for(&mut self, sign: &str) {
+        if let Err(all) = self.comes_to(sign) {
+            panic!("no event '{sign}' came, but: {all}");
+        }
+    }
+
+    /// The same; if it ends before, all it said.
+    pub(crate) fn comes_to(&mut self, sign: &str) -> Result<(), String> {
         let mut line = String::new();
         let mut all = String::new();
         while self.out.read_line(&mut line).expect("an event") > 0 {
             let event: Value = serde_json::from_str(&line).expect("JSON");
             let phase = event["phase"].as_str().unwrap_or_default();
             if format!("{} {phase}", event["event"].as_str().unwrap_or_default()) == sign {
-                return;
+                return Ok(());
             }
             all += &std::mem::take(&mut line);
         }
-        panic!("no event '{sign}' came, but: {all}");
+        Err(all)
     }
 
     /// `kill -9`.
@@ -332,12 +362,16 @@ impl Migration {
 
     /// As Ctrl-C does.
     pub(crate) fn interrupt(&self) {
+        self.signal(nix::sys::signal::Signal::SIGINT);
+    }
+
+    /// Sends blip a signal.
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         let outer = self.child.id();
         let path = format!("/proc/{outer}/task/{outer}/children");
         let inner = std::fs::read_to_string(path).expect("children");
         let inner = inner.trim().parse().expect("one child");
-        let interrupt = nix::sys::signal::Signal::SIGINT;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(inner), interrupt).expect("kill");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(inner), signal).expect("kill");
     }
 
     /// Waits for its good end; gives the report and when the grant was given,

@@ -2,11 +2,12 @@
 
 use super::Places;
 use crate::docker::Docker;
+use crate::patience::link_settings;
 use crate::source::peer::PORT;
 use crate::target::Agent;
 use anyhow::Context as _;
 use blip_transport::identity::{Identity, Peers, Trust};
-use blip_transport::link::quic::{Listener, Settings};
+use blip_transport::link::quic::Listener;
 use clap::Args;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
@@ -30,7 +31,7 @@ pub(super) async fn run(args: AgentArgs, places: Places) -> anyhow::Result<ExitC
     let identity = Identity::load_or_create(&places.identity)?;
     let trust = Trust::peers_in(&places.identity);
     let address = SocketAddr::new(args.listen, args.port);
-    let mut listener = Listener::bind(address, &identity, trust, Settings::default())?;
+    let mut listener = Listener::bind(address, &identity, trust, link_settings())?;
     if Peers::load(&places.identity)?.iter().next().is_none() {
         tracing::warn!("no host is paired yet: nobody can connect; see `blip pair --help`");
     }

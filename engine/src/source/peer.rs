@@ -1,9 +1,10 @@
 //! The target, as the source talks to it.
 
+use crate::patience::link_settings;
 use crate::protocol::{ToSource, ToTarget};
 use blip_transport::identity::{Identity, Peers, Trust};
 use blip_transport::link::LinkError;
-use blip_transport::link::quic::{Connection, ControlSender, Session, Settings, dial};
+use blip_transport::link::quic::{Connection, ControlSender, Session, dial};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use tokio::sync::mpsc;
@@ -54,7 +55,7 @@ impl Peer {
             None => Trust::peers_in(directory),
         };
         let Session { connection, control } =
-            dial(address, &identity, &trust, &Settings::default()).await?;
+            dial(address, &identity, &trust, &link_settings()).await?;
         let (to, mut from) = control.split();
         let (post, inbox) = mpsc::unbounded_channel();
         tokio::spawn(async move {
