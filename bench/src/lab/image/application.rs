@@ -47,9 +47,9 @@ pub const POSTGRESQL: Application = Application {
     before: "mkdir -p /etc/postgresql-common && \
              echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf",
     after: "printf '%s\\n' '#!/bin/sh -e' \
-            'initdb --pgdata=/data --auth=trust --no-locale --encoding=UTF8 --no-instructions' \
+            'initdb --pgdata=/data --auth=trust --no-locale --encoding=UTF8 --no-sync' \
             'echo host all all all trust >>/data/pg_hba.conf' \
-            'exec postgres -D /data -c listen_addresses=* \"$@\"' >/usr/bin/postgresql-server && \
+            'exec postgres -D /data -c listen_addresses=* -c unix_socket_directories=/tmp \"$@\"' >/usr/bin/postgresql-server && \
             chmod 755 /usr/bin/postgresql-server && \
             mkdir -m 700 /data && chown postgres:postgres /data",
     user: "postgres",
