@@ -11,7 +11,9 @@
 //! then as many as asked for, each after the writer has dirtied its share; then
 //! the writer is stopped, and the last scan is made as in a freeze.
 
-use anyhow::{Context as _, Result, ensure};
+mod writer;
+
+use anyhow::Result;
 use blip_engine::criu::predump::PreDumpSpec;
 use blip_engine::track::read::Reader;
 use blip_engine::track::{
@@ -22,14 +24,14 @@ use blip_transport::page::SpaceId;
 use blip_transport::units::{PAGE_SIZE, Round};
 use clap::{Parser, ValueEnum};
 use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
+use writer::{Writer, Writes};
+
+/// How long the writer is watched before it is tracked.
+const BEFORE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -81,6 +83,11 @@ struct Sample {
     /// Longest time, and sum of all times, that the writer stood still.
     stop_max_ms: f64,
     stop_sum_ms: f64,
+    /// Longest time a thread of the writer that maps, writes and unmaps a page
+    /// ten thousand times a second took for it while the round ran, whatever
+    /// held it up; and as long before anything was tracked. `null` once stopped.
+    thread_max_ms: Option<f64>,
+    untracked_max_ms: f64,
     /// Processor time of this program and of CRIU, scan to end.
     cpu_ms: f64,
     /// What the writes before this round cost the writer.
@@ -89,19 +96,10 @@ struct Sample {
     peak_bytes: u64,
 }
 
-/// What a burst of writes, one to each page, cost.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Writes {
-    pages: u64,
-    mean_ns: f64,
-    p99_ns: u64,
-    max_us: f64,
-}
-
 fn main() -> Result<()> {
     let options = Options::parse();
     if let Some(mib) = options.writer {
-        return write(mib);
+        return writer::run(mib);
     }
     let mut samples = Vec::new();
     for ability in capabilities() {
@@ -153,6 +151,9 @@ impl Case {
     fn measure(self, rounds: u32) -> Result<Vec<Sample>> {
         let mut writer = Writer::start(self.mib)?;
         let untracked = writer.write(self.percent)?;
+        writer.stall()?;
+        std::thread::sleep(BEFORE);
+        let usual = writer.stall()?;
         let images = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
         let tracker: Box<dyn Tracker> = match self.kind {
             TrackerKind::WriteProtect => Box::new(WriteProtect::new()?),
@@ -170,12 +171,19 @@ impl Case {
             encoder: Encoder::new(EncodeOptions::default()),
             reader: Reader::new(),
             next: 0,
+            usual,
         };
         let task = Task { pid: writer.pid(), space: SpaceId(writer.pid() as u32) };
-        let mut samples = vec![pump.round(task, Stop::Live, Some(untracked))?];
-        for _ in 0..rounds {
-            let writes = writer.write(self.percent)?;
-            samples.push(pump.round(task, Stop::Live, Some(writes))?);
+        let mut samples = Vec::new();
+        let mut writes = untracked;
+        for round in 0..=rounds {
+            if round > 0 {
+                writes = writer.write(self.percent)?;
+            }
+            writer.stall()?;
+            let mut sample = pump.round(task, Stop::Live, Some(writes))?;
+            sample.thread_max_ms = Some(writer.stall()?);
+            samples.push(sample);
         }
         let writes = writer.write(self.percent)?;
         writer.stop()?;
@@ -191,6 +199,7 @@ struct Pump {
     encoder: Encoder,
     reader: Reader,
     next: u32,
+    usual: f64,
 }
 
 impl Pump {
@@ -231,6 +240,8 @@ impl Pump {
             round_ms: millis(begun.elapsed()),
             stop_max_ms: millis(stats.last.stop_max),
             stop_sum_ms: millis(stats.last.stop_sum),
+            thread_max_ms: None,
+            untracked_max_ms: self.usual,
             cpu_ms: millis(cpu_time()? - cpu),
             writes,
             peak_bytes: stats.peak.0,
@@ -254,110 +265,12 @@ fn cpu_time() -> Result<Duration> {
     Ok(sum)
 }
 
-/// The process that is tracked; killed when dropped.
-struct Writer {
-    child: Child,
-    say: ChildStdin,
-    hear: BufReader<ChildStdout>,
-}
-
-impl Writer {
-    fn start(mib: u64) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["--writer", &mib.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let say = child.stdin.take().context("stdin")?;
-        let hear = BufReader::new(child.stdout.take().context("stdout")?);
-        let mut writer = Self { child, say, hear };
-        ensure!(writer.line()? == "ready\n", "the writer did not start");
-        Ok(writer)
-    }
-
-    fn pid(&self) -> i32 {
-        self.child.id() as i32
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.hear.read_line(&mut line)?;
-        Ok(line)
-    }
-
-    /// Has it write to a share of its pages.
-    fn write(&mut self, percent: f64) -> Result<Writes> {
-        writeln!(self.say, "{percent}")?;
-        Ok(serde_json::from_str(&self.line()?)?)
-    }
-
-    fn stop(&self) -> Result<()> {
-        kill(Pid::from_raw(self.pid()), Signal::SIGSTOP)?;
-        let until = Instant::now() + Duration::from_secs(5);
-        loop {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-            if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')) {
-                return Ok(());
-            }
-            ensure!(Instant::now() < until, "the writer does not stop");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The writer: fills its memory, then writes when told and says what it cost.
-fn write(mib: u64) -> Result<()> {
-    let pages = (mib << 20) as usize / PAGE_SIZE;
-    let mut memory = vec![0_u8; pages * PAGE_SIZE];
-    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = move || {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed
-    };
-    // About half of each page is random: it compresses as data do.
-    for word in memory.chunks_exact_mut(16) {
-        word[..8].copy_from_slice(&random().to_ne_bytes());
-    }
-    println!("ready");
-    for line in std::io::stdin().lines() {
-        let percent: f64 = line?.trim().parse()?;
-        let count = ((pages as f64 * percent / 100.0) as usize).max(1);
-        let step = (pages / count).max(1);
-        let mut nanos = Vec::with_capacity(count);
-        for page in (0..pages).step_by(step) {
-            let value = random().to_ne_bytes();
-            let at = page * PAGE_SIZE + 64 * (value[0] as usize % 60);
-            let begun = Instant::now();
-            std::hint::black_box(&mut memory)[at..at + 8].copy_from_slice(&value);
-            nanos.push(begun.elapsed().as_nanos() as u64);
-        }
-        nanos.sort_unstable();
-        let writes = Writes {
-            pages: nanos.len() as u64,
-            mean_ns: nanos.iter().sum::<u64>() as f64 / nanos.len() as f64,
-            p99_ns: nanos[(nanos.len() - 1) * 99 / 100],
-            max_us: *nanos.last().unwrap_or(&0) as f64 / 1e3,
-        };
-        println!("{}", serde_json::to_string(&writes)?);
-    }
-    Ok(())
-}
-
 /// The medians of each case.
 fn summary(samples: &[Sample]) -> String {
     let mut text = String::from(
         "| tracker | MiB | dirtied | pages found | pages sent | wire KiB | scan ms | round CPU ms \
-         | stop max ms | stop sum ms | write ns (untracked → tracked) | frozen scan ms | frozen \
-         scan + read ms | images MiB |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+         | stop max ms | stop sum ms | thread max ms (untracked → tracked) | write ns (untracked → tracked) | frozen scan ms | frozen \
+         scan + read ms | images MiB |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut rest = samples;
     while let Some(first) = rest.first() {
@@ -377,8 +290,8 @@ fn summary(samples: &[Sample]) -> String {
         let tracked = median(rounds.iter().skip(1).map(|s| cost(s)).collect());
         let _ = writeln!(
             text,
-            "| {} | {} | {} % | {:.0} | {:.0} | {:.0} | {:.2} | {:.1} | {:.2} | {:.2} | {:.0} → \
-             {:.0} | {:.2} | {:.2} | {:.0} |",
+            "| {} | {} | {} % | {:.0} | {:.0} | {:.0} | {:.2} | {:.1} | {:.2} | {:.2} | {:.2} → \
+             {:.2} | {:.0} → {:.0} | {:.2} | {:.2} | {:.0} |",
             first.tracker,
             first.mib,
             first.percent,
@@ -389,6 +302,8 @@ fn summary(samples: &[Sample]) -> String {
             mid(|s| s.cpu_ms),
             case.iter().map(|s| s.stop_max_ms).fold(0.0, f64::max),
             case.iter().map(|s| s.stop_sum_ms).sum::<f64>(),
+            first.untracked_max_ms,
+            case.iter().filter_map(|s| s.thread_max_ms).fold(0.0, f64::max),
             cost(first),
             tracked,
             last(|s| s.scan_ms),

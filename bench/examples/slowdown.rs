@@ -1,0 +1,204 @@
+//! How much slower a busy Redis is while its memory is copied ahead.
+//!
+//! Two hosts of the lab and clients that ask as fast as they are answered
+//! (closed loop): windows in which rounds run and windows in which nothing does
+//! take turns, so that what drifts drifts for both. In each window with rounds a
+//! migration is begun, measured in the middle of its first rounds, and killed.
+//!
+//! ```sh
+//! cargo run --release -p blip-bench --example slowdown -- --out results/trackers
+//! ```
+//!
+//! Source, target and clients share one machine: what the *target* works is
+//! taken from Redis here, too, and would not be elsewhere. So the numbers are an
+//! upper bound.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use blip_bench::lab::LabSpec;
+use blip_bench::probe::{Place, within};
+use blip_bench::rig::{NETWORK, Order, Rig, blip_beside};
+use blip_bench::stats::median_interval;
+use blip_bench::workload::dataset::Dataset;
+use blip_bench::workload::redis::{COMMAND, IMAGE, PORT, Redis};
+use clap::Parser;
+use hdrhistogram::Histogram;
+use serde_json::json;
+
+/// Measures a busy Redis with and without rounds of pre-copy.
+#[derive(Parser)]
+struct Args {
+    /// Folder for `slowdown.jsonl`.
+    #[arg(long)]
+    out: PathBuf,
+    /// MiB of data.
+    #[arg(long, default_value_t = 1024)]
+    mib: u64,
+    /// Pairs of windows.
+    #[arg(long, default_value_t = 6)]
+    pairs: u32,
+    /// Seconds in a window.
+    #[arg(long, default_value_t = 5)]
+    window: u64,
+    /// Connections, each with one question at a time.
+    #[arg(long, default_value_t = 2)]
+    clients: u64,
+    /// Further flags of `blip migrate`.
+    #[arg(long, default_value = "--tracker write-protect --bandwidth 1Gbit")]
+    flags: String,
+}
+
+/// What clients saw since it was last taken, in microseconds.
+type Seen = Arc<Mutex<Histogram<u64>>>;
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let program = std::env::current_exe()?;
+    let beside = program.ancestors().nth(2).context("target/PROFILE")?.join("blip-bench");
+    let name = format!("slow-{}", std::process::id());
+    let spec = LabSpec { name, program: Some(beside.clone()), ..LabSpec::default() };
+    let rig = Rig::start(&spec, &blip_beside(&beside)?, &["b"])?;
+    let result = measure(&rig, &args);
+    rig.end(false)?;
+    result
+}
+
+fn measure(rig: &Rig, args: &Args) -> Result<()> {
+    let ip = rig.lab().container_address(1);
+    let text = ip.to_string();
+    let words = ["docker", "run", "--detach", "--name", "redis", "--network", NETWORK, "--ip"];
+    rig.host("a")?.run(&[&words[..], &[text.as_str(), IMAGE], &COMMAND].concat())?;
+    let addr = SocketAddr::from((ip, PORT));
+    let bytes = args.mib << 20;
+    within(rig.place(), "fill", move || -> Result<()> {
+        let redis = Redis::at(addr);
+        redis.wait_ready(Duration::from_secs(20))?;
+        redis.fill(Dataset { bytes, seed: 1 })?;
+        Ok(())
+    })??;
+    let (seen, enough) = (Seen::new(Mutex::new(histogram()?)), Arc::new(AtomicBool::new(false)));
+    let clients: Result<Vec<_>> =
+        (0..args.clients).map(|seed| client(rig.place(), addr, seed, &seen, &enough)).collect();
+    let clients = clients?;
+    std::thread::sleep(Duration::from_secs(1));
+    let measured = pairs(rig, args, &seen);
+    enough.store(true, Ordering::Relaxed);
+    for client in clients {
+        ensure!(client.join().is_ok(), "a client has failed");
+    }
+    measured
+}
+
+fn histogram() -> Result<Histogram<u64>> {
+    Ok(Histogram::new_with_bounds(1, 60_000_000, 3)?)
+}
+
+/// One that reads and writes keys of the dataset in turn.
+fn client(
+    place: &dyn Place,
+    addr: SocketAddr,
+    seed: u64,
+    seen: &Seen,
+    enough: &Arc<AtomicBool>,
+) -> Result<std::thread::JoinHandle<()>> {
+    let (seen, enough) = (seen.clone(), enough.clone());
+    let keys: Vec<_> = Dataset { bytes: 64 << 20, seed: 1 }.entries().map(|e| e.key).collect();
+    let job = move || {
+        let mut connection = Redis::at(addr).connect().expect("connected");
+        let mut at = seed as usize * 7919;
+        let value = vec![seed as u8; 1024];
+        while !enough.load(Ordering::Relaxed) {
+            at = (at + 104_729) % keys.len();
+            let begun = Instant::now();
+            let asked = match at % 2 {
+                0 => redis::cmd("SET").arg(&keys[at]).arg(&value).exec(&mut connection),
+                _ => redis::cmd("GET").arg(&keys[at]).exec(&mut connection),
+            };
+            asked.expect("answered");
+            let took = begun.elapsed().as_micros() as u64;
+            seen.lock().expect("unpoisoned").saturating_record(took.max(1));
+        }
+    };
+    Ok(place.start("client", Box::new(job))?)
+}
+
+fn pairs(rig: &Rig, args: &Args, seen: &Seen) -> Result<()> {
+    std::fs::create_dir_all(&args.out)?;
+    let path = args.out.join("slowdown.jsonl");
+    let mut file = std::fs::File::create(&path)?;
+    let window = Duration::from_secs(args.window);
+    let (mut slowdowns, mut tails) = (Vec::new(), Vec::new());
+    for pair in 0..args.pairs {
+        // Which of both is first takes turns.
+        let first = pair % 2 == 1;
+        let mut both = [None, None];
+        for rounds in [first, !first] {
+            let found =
+                if rounds { with_rounds(rig, args, window, seen)? } else { look(seen, window)? };
+            let line = json!({
+                "pair": pair, "rounds": rounds, "flags": args.flags, "mib": args.mib,
+                "per_second": found.len() as f64 / window.as_secs_f64(),
+                "p50_us": found.value_at_quantile(0.5), "p99_us": found.value_at_quantile(0.99),
+                "p999_us": found.value_at_quantile(0.999), "max_us": found.max(),
+            });
+            println!("{line}");
+            writeln!(file, "{line}")?;
+            both[usize::from(rounds)] = Some(found);
+            std::thread::sleep(Duration::from_secs(2));
+        }
+        let [Some(without), Some(with)] = both else { continue };
+        slowdowns.push(100.0 * (1.0 - with.len() as f64 / without.len() as f64));
+        let tail = |h: &Histogram<u64>| h.value_at_quantile(0.99) as f64;
+        tails.push(tail(&with) / tail(&without));
+    }
+    let text = |name, of: &[f64]| match median_interval(of) {
+        Some(i) => format!("{name}: {:.1} ({:.1} to {:.1})", i.value, i.low, i.high),
+        None => format!("{name}: none"),
+    };
+    println!("{}", text("fewer answers with rounds, %", &slowdowns));
+    println!("{}", text("99th percentile, times", &tails));
+    Ok(())
+}
+
+/// What clients see from now on, for so long.
+fn look(seen: &Seen, window: Duration) -> Result<Histogram<u64>> {
+    let take = || -> Result<Histogram<u64>> {
+        Ok(std::mem::replace(&mut *seen.lock().expect("unpoisoned"), histogram()?))
+    };
+    take()?;
+    std::thread::sleep(window);
+    take()
+}
+
+/// The same while a migration copies memory; it is killed then.
+fn with_rounds(rig: &Rig, args: &Args, window: Duration, seen: &Seen) -> Result<Histogram<u64>> {
+    let flags: Vec<String> = args.flags.split_whitespace().map(str::to_owned).collect();
+    let (tell, told) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| {
+            let limit = Some(window + Duration::from_secs(4));
+            let order = Order { container: "redis", from: "a", to: "b", flags: &flags, limit };
+            rig.migrate(&order, &mut |line| {
+                let event: serde_json::Value = serde_json::from_str(line)?;
+                if event["event"] == "begin" {
+                    let _ = tell.send(event["phase"].as_str().unwrap_or_default().to_owned());
+                }
+                Ok(())
+            })
+        });
+        while told.recv_timeout(Duration::from_secs(10))? != "pre_copy" {}
+        std::thread::sleep(Duration::from_millis(300));
+        let found = look(seen, window)?;
+        let frozen = told.try_iter().any(|phase| phase == "freeze");
+        ensure!(!frozen, "all was copied before the window was over: more data, less bandwidth");
+        let ended = moving.join().expect("no panic")?;
+        ensure!(ended.killed, "it ended by itself: {}", ended.said);
+        Ok(found)
+    })
+}
