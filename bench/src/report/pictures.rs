@@ -87,7 +87,9 @@ fn panel(arm: &ArmRuns, dir: &Path) -> Option<latency::Panel> {
         p99_ms: f64::from(bucket.p99_us) / 1e3,
     };
     let gap = sample.client.gap;
-    let downtime = sample.migration.as_ref().map(|m| m.downtime_ms);
+    let told = sample.migration.as_ref().map(|m| m.downtime_ms);
+    // Peers tell none.
+    let downtime = told.filter(|ms| *ms > 0.0);
     let downtime = downtime.map_or_else(String::new, |d| format!(", downtime {}", time_label(d)));
     Some(latency::Panel {
         name: arm.name.clone(),
