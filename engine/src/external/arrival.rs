@@ -9,7 +9,7 @@ use crate::ledger::{Made, TargetRecord, TargetStep};
 use crate::protocol::{Remembered, StageRequest, ToSource, ToTarget};
 use crate::source::files::LAYER;
 use crate::target::arrival::Question;
-use crate::target::intake::{INVENTORY, Intake, Places};
+use crate::target::intake::{INVENTORY, Intake, IntakeError, Places};
 use crate::target::stage::{docker_own, log_file};
 use crate::target::{Agent, mounts};
 use anyhow::Context as _;
@@ -18,7 +18,7 @@ use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::collections::VecDeque;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -73,7 +73,9 @@ pub async fn run(
     to_source
         .send(&ToSource::Staged { container: id.clone(), remembered: Remembered::default() })
         .await?;
-    let failing = tokio::spawn(intake.clone().run(link.clone()));
+    let (broke, mut broken) = mpsc::channel(1);
+    let working = intake.clone().run(link.clone());
+    let taking = tokio::spawn(async move { broke.send(working.await).await });
     let (machine, failure) = (Target::Staged, "the migration was given up".to_owned());
     let mut arrival = Arrival {
         agent,
@@ -101,12 +103,17 @@ pub async fn run(
                 }
             },
             Some(question) = questions.recv() => arrival.asked(question).await,
+            Some(error) = broken.recv() => match error {
+                // The control stream tells that, too.
+                IntakeError::Link(_) => {}
+                other => arrival.fail(other.to_string()).await,
+            },
         }
         if arrival.machine == Target::Gone {
             break;
         }
     }
-    failing.abort();
+    taking.abort();
     // What was said last must arrive before the connection goes.
     let _ = arrival.to_source.finish().await;
     Ok(())
@@ -188,6 +195,13 @@ async fn open_places(
         .collect();
     trees.insert(LAYER, (root.0.clone(), options(docker_own(&bound))));
     let log = log_file(original, &docker_root, id);
+    if let Some(path) = &log {
+        // Docker makes it when the container starts, and goes on with what is
+        // there.
+        let mut new = fs::OpenOptions::new();
+        let made = new.append(true).create(true).mode(0o640).open(path);
+        made.with_context(|| format!("making {path:?}"))?;
+    }
     intake.place(Places { images: checkpoint.clone(), trees, log });
     Ok((root, checkpoint))
 }
