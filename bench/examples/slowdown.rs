@@ -183,7 +183,8 @@ fn with_rounds(rig: &Rig, args: &Args, window: Duration, seen: &Seen) -> Result<
     std::thread::scope(|scope| {
         let moving = scope.spawn(|| {
             let limit = Some(window + Duration::from_secs(4));
-            let order = Order { container: "redis", from: "a", to: "b", flags: &flags, limit };
+            let (from, to) = ("a", "b");
+            let order = Order { container: "redis", from, to, via: None, flags: &flags, limit };
             rig.migrate(&order, &mut |line| {
                 let event: serde_json::Value = serde_json::from_str(line)?;
                 if event["event"] == "begin" {

@@ -5,11 +5,9 @@
 //! `BLIP_HOSTILE_MOVES=50,20` does it as often, by write protection and by
 //! hashes.
 
-// Other tests use the rest of it.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod hosts;
-// And other tests that.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the tracker's own tests use the rest of it")]
 #[path = "../../engine/tests/tracker/hostile.rs"]
 mod program;
 mod twins;
@@ -50,6 +48,7 @@ extern "C" fn become_program() {
 static BECOME_PROGRAM: extern "C" fn() = become_program;
 
 /// The container's first process: starts the others, and buries the dead.
+#[allow(clippy::zombie_processes, reason = "it waits for all that die, whoever they are")]
 fn family(seed: &str) {
     let file = "/data/direct";
     std::fs::write(file, vec![0x5b; 4 << 20]).expect("a file to read from");

@@ -1,6 +1,7 @@
 //! blip end to end, on the lab's real hosts: what moves, what a failure leaves
 //! behind, and what is refused.
 
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod hosts;
 
 use blip_bench::lab::{CgroupMode, Suite};

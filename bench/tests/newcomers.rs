@@ -1,8 +1,7 @@
 //! New connections while a container moves: none is refused or reset, however
 //! slowly the program accepts them, and who never accepts is told of.
 
-// Each test program uses a part of it.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod hosts;
 
 use blip_bench::lab::{CgroupMode, Suite};

@@ -2,8 +2,7 @@
 //! no connection breaks, no acknowledged transaction is lost, no block is
 //! damaged.
 
-// Other tests use the rest of it.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod hosts;
 mod ledger;
 

@@ -1,7 +1,6 @@
 //! Memory that processes share moves once, ahead of the freeze, and whole.
 
-// Other tests use the rest of it.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod hosts;
 
 use blip_bench::lab::{CgroupMode, Suite};

@@ -30,7 +30,7 @@ async fn main() {
         freezer.freeze(Duration::from_secs(2)).unwrap();
         let t2 = t.elapsed();
         let t = Instant::now();
-        let h = l.dump(&[]).await;
+        let h = l.dump(&[], &[]).await;
         let t3 = t.elapsed();
         let t = Instant::now();
         match h {

@@ -33,8 +33,10 @@ pub struct Frame {
     pub port: String,
     /// Its sender.
     pub mac: [u8; 6],
-    protocol: u16,
-    payload: Vec<u8>,
+    /// Its EtherType.
+    pub protocol: u16,
+    /// What it carries, from the header above the cable on.
+    pub payload: Vec<u8>,
 }
 
 impl Frame {

@@ -189,7 +189,7 @@ fn seed(name: &str) -> usize {
 
 /// The same as in the program.
 fn pattern(seed: usize, length: usize) -> Vec<u8> {
-    (0..length).map(|i| (seed * 31 + i % 65536 * 7 + (i % 65536 >> 8) * 13) as u8).collect()
+    (0..length).map(|i| (seed * 31 + i % 65536 * 7 + ((i % 65536) >> 8) * 13) as u8).collect()
 }
 
 fn accept_one(client: &Client, at: SocketAddr) -> JoinHandle<blip_bench::lab::Result<TcpStream>> {

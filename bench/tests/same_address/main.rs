@@ -1,8 +1,7 @@
 //! A container that keeps its addresses: what it and its clients see of a move,
 //! which should be nothing, and what the segment saw.
 
-// Each test program uses a part of it.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "../hosts/mod.rs"]
 mod hosts;
 

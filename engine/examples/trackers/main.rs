@@ -21,7 +21,7 @@ use blip_engine::track::{
 };
 use blip_transport::encode::{EncodeOptions, Encoder};
 use blip_transport::page::SpaceId;
-use blip_transport::units::{PAGE_SIZE, Round};
+use blip_transport::units::Round;
 use clap::{Parser, ValueEnum};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde::Serialize;

@@ -10,7 +10,7 @@
 //!
 //! * [`Forward`] is what is on record of one, in `/run`: gone with a reboot, as
 //!   the process is.
-//! * [`gate`] holds new connections back from before the container's end until
+//! * `gate` holds new connections back from before the container's end until
 //!   the relay has its ports, so that they are late, not refused.
 //! * [`relay`] is the work itself.
 //!

@@ -75,9 +75,9 @@ pub struct Ready {
 /// What came of an attempt to freeze.
 pub enum Attempt {
     /// It stands still.
-    Still(Still),
+    Still(Box<Still>),
     /// Somebody came in between, whom nobody has accepted yet: it runs on.
-    Again(Ready),
+    Again(Box<Ready>),
 }
 
 /// The container stands still and is cut off; CRIU is about to dump it.
@@ -181,12 +181,12 @@ impl Ready {
         }
         let Self { loaded, in_flight, guard, freezer, init, images, parent, .. } = self;
         let stop = Stop { freezer, cut, in_flight, guard: Some(guard), init, parent };
-        Ok(Attempt::Still(Still { loaded, stop, images }))
+        Ok(Attempt::Still(Box::new(Still { loaded, stop, images })))
     }
 
     async fn again(self) -> Result<Attempt, FreezeError> {
         match self.freezer.thaw() {
-            Ok(()) => Ok(Attempt::Again(self)),
+            Ok(()) => Ok(Attempt::Again(Box::new(self))),
             Err(error) => Err(self.undo(error.into()).await),
         }
     }

@@ -71,7 +71,7 @@ pub(super) fn fill(
             let join = |worker: std::thread::ScopedJoinHandle<'_, _>| {
                 worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
-            workers.into_iter().map(join).collect::<Result<(), SharedError>>()
+            workers.into_iter().try_for_each(join)
         })?;
         filled += PageCount(object.pages.iter().map(|run| run.count.0).sum());
     }

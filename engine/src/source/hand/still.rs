@@ -43,8 +43,8 @@ impl Handover<'_> {
             self.clock.last = Instant::now();
             self.run.events.send(Event::Begin { phase: Phase::Freeze });
             match ready.freeze().await? {
-                Attempt::Still(still) => return Ok(still),
-                Attempt::Again(again) => ready = again,
+                Attempt::Still(still) => return Ok(*still),
+                Attempt::Again(again) => ready = *again,
             }
             self.vigil = None;
             let ms = millis(self.clock.last.elapsed());

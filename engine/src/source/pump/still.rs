@@ -30,7 +30,7 @@ impl Pump {
         link: &Connection,
     ) -> Result<(Self, RoundDone), PumpError> {
         let pages = PageCount(self.still.iter().map(|object| object.pages.pages().0).sum());
-        let work = |pump: &mut Self, out: &Sink| {
+        let work = move |pump: &mut Self, out: &Sink| {
             pump.encoder.begin_round(round);
             let mut ahead = Ahead { encoder: &mut pump.encoder, out, offered: PageCount(0) };
             for object in &pump.still {
