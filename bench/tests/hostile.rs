@@ -88,8 +88,11 @@ fn start(hosts: &Hosts, seed: u64) -> u64 {
 fn stopped(hosts: &Hosts, tracker: &str) -> Migration {
     for _ in 0..TRIES {
         let mut migration = hosts.start_migration_with("hostile", &format!("--tracker {tracker}"));
-        match migration.comes_to("begin restore") {
+        let sent = migration.comes_to("begin restore").and_then(|()| migration.comes_to("round "));
+        match sent {
             Ok(()) => {
+                // The order is on its way, and a restore takes longer than that.
+                std::thread::sleep(Duration::from_millis(10));
                 migration.signal(Signal::SIGSTOP);
                 return migration;
             }

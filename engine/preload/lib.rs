@@ -8,8 +8,8 @@
 //! In the same way it looks for the content of every object that processes share
 //! (`lseek` with `SEEK_DATA`), and is told that objects on the list have none.
 //!
-//! And a question for resource limits that the kernel refuses is answered from
-//! the file that has them ([`limits`]).
+//! And a question for resource limits that the kernel refuses, which CRIU asks
+//! through `syscall`, is answered from the file that has them ([`limits`]).
 //!
 //! The list lies in a memory file named by `BLIP_SKIP`, mapped here when CRIU
 //! starts and filled by blip while CRIU waits (`criu/preload.rs` writes it).
@@ -30,7 +30,7 @@
 mod limits;
 
 use core::arch::asm;
-use core::ffi::{c_char, c_int, c_ulong};
+use core::ffi::{c_char, c_int, c_long, c_ulong};
 use core::mem::size_of;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -46,6 +46,8 @@ const LIST_MAX: u64 = (LIST_BYTES as u64 - 8) / size_of::<Hidden>() as u64;
 
 const SEEK_DATA: c_int = 3;
 const ENXIO: isize = 6;
+/// Errors' numbers are no larger.
+const MAX_ERRNO: isize = 4095;
 const O_RDONLY_CLOEXEC: usize = 0o2_000_000;
 const PROT_READ: usize = 1;
 const MAP_SHARED: usize = 1;
@@ -124,16 +126,16 @@ unsafe fn map_list(path: *const c_char) {
     // blip has made `LIST_BYTES` long, and is never unmapped; the descriptor is
     // ours.
     unsafe {
-        let fd = syscall(nr::OPENAT, [AT_FDCWD, path as usize, O_RDONLY_CLOEXEC, 0, 0, 0]);
+        let fd = system_call(nr::OPENAT, [AT_FDCWD, path as usize, O_RDONLY_CLOEXEC, 0, 0, 0]);
         if fd < 0 {
             return;
         }
         let fd = fd as usize;
-        let at = syscall(nr::MMAP, [0, LIST_BYTES, PROT_READ, MAP_SHARED, fd, 0]);
+        let at = system_call(nr::MMAP, [0, LIST_BYTES, PROT_READ, MAP_SHARED, fd, 0]);
         if at > 0 {
             LIST.store(at as *mut AtomicU64, Ordering::Release);
         }
-        syscall(nr::CLOSE, [fd, 0, 0, 0, 0, 0]);
+        system_call(nr::CLOSE, [fd, 0, 0, 0, 0, 0]);
     }
 }
 
@@ -168,7 +170,33 @@ fn set_errno(result: isize) -> c_int {
 unsafe fn raw(fd: c_int, request: c_ulong, argument: *mut u8) -> isize {
     let arguments = [fd as usize, request as usize, argument as usize, 0, 0, 0];
     // SAFETY: the caller's business.
-    unsafe { syscall(nr::IOCTL, arguments) }
+    unsafe { system_call(nr::IOCTL, arguments) }
+}
+
+/// The C library's `syscall`, as CRIU calls it. The arguments that a call has not
+/// are whatever stands in their places, as there.
+///
+/// # Safety
+/// As for the system call that is meant.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn syscall(
+    number: usize,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> c_long {
+    // SAFETY: the caller's business.
+    let result = unsafe {
+        if number == nr::PRLIMIT {
+            limits::ask(a as c_int, b as c_int, c as *const _, d as *mut _)
+        } else {
+            system_call(number, [a, b, c, d, e, f])
+        }
+    };
+    if (-MAX_ERRNO..0).contains(&result) { c_long::from(set_errno(result)) } else { result as c_long }
 }
 
 /// The C library's `lseek`, as CRIU calls it.
@@ -181,7 +209,7 @@ pub unsafe extern "C" fn lseek64(fd: c_int, offset: i64, whence: c_int) -> i64 {
         -ENXIO
     } else {
         // SAFETY: lseek(2) touches no memory.
-        unsafe { syscall(nr::LSEEK, [fd as usize, offset as usize, whence as usize, 0, 0, 0]) }
+        unsafe { system_call(nr::LSEEK, [fd as usize, offset as usize, whence as usize, 0, 0, 0]) }
     };
     if result >= 0 { result as i64 } else { i64::from(set_errno(result)) }
 }
@@ -203,7 +231,7 @@ fn is_hidden_object(fd: c_int) -> bool {
     let mut stat = [0_u64; 32];
     // SAFETY: fstat(2) fills in a `struct stat`, for which there is room.
     let result =
-        unsafe { syscall(nr::FSTAT, [fd as usize, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+        unsafe { system_call(nr::FSTAT, [fd as usize, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
     let [device, inode, ..] = stat;
     let mut objects =
         (0..list.count).map_while(|index| list.get(index)).take_while(|entry| entry.pid == 0);
@@ -343,7 +371,7 @@ fn pagemap_owner(fd: c_int) -> Option<u64> {
     let mut link = [0_u8; 40];
     let (from, to) = (path.as_ptr() as usize, link.as_mut_ptr() as usize);
     // SAFETY: `path` ends in zero, and `link` is ours, of the length given.
-    let read = unsafe { syscall(nr::READLINKAT, [AT_FDCWD, from, to, link.len(), 0, 0]) };
+    let read = unsafe { system_call(nr::READLINKAT, [AT_FDCWD, from, to, link.len(), 0, 0]) };
     let link = link.get(..usize::try_from(read).ok()?)?;
     let digits = link.strip_prefix(b"/proc/")?.strip_suffix(b"/pagemap")?;
     if digits.is_empty() {
@@ -387,7 +415,7 @@ mod nr {
 ///
 /// # Safety
 /// As for that system call.
-unsafe fn syscall(number: usize, arguments: [usize; 6]) -> isize {
+unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize {
     let [a, b, c, d, e, f] = arguments;
     let result;
     // SAFETY: the kernel's calling convention (syscall(2)); what the call does

@@ -7,7 +7,7 @@
 //! **Invariant**: only a question that the kernel has refused is answered here,
 //! and only if the file has the answer.
 
-use super::{AT_FDCWD, O_RDONLY_CLOEXEC, nr, set_errno, syscall};
+use super::{AT_FDCWD, O_RDONLY_CLOEXEC, nr, set_errno, system_call};
 use core::ffi::c_int;
 use core::ptr::null;
 
@@ -26,6 +26,26 @@ pub struct Limit {
     hard: u64,
 }
 
+/// The system call `prlimit64`, answered from the file where the kernel refuses.
+///
+/// # Safety
+/// As for `prlimit` (getrlimit(2)).
+pub unsafe fn ask(pid: c_int, resource: c_int, new: *const Limit, old: *mut Limit) -> isize {
+    let arguments = [pid as usize, resource as usize, new as usize, old as usize, 0, 0];
+    // SAFETY: the caller's business.
+    let result = unsafe { system_call(nr::PRLIMIT, arguments) };
+    if result == -EPERM
+        && new == null()
+        && !old.is_null()
+        && let Some(limit) = read(pid, resource)
+    {
+        // SAFETY: the caller's place for the answer.
+        unsafe { *old = limit };
+        return 0;
+    }
+    result
+}
+
 /// The C library's `prlimit`, as CRIU calls it.
 ///
 /// # Safety
@@ -37,17 +57,8 @@ pub unsafe extern "C" fn prlimit64(
     new: *const Limit,
     old: *mut Limit,
 ) -> c_int {
-    let arguments = [pid as usize, resource as usize, new as usize, old as usize, 0, 0];
     // SAFETY: the caller's business.
-    let result = unsafe { syscall(nr::PRLIMIT, arguments) };
-    if result == -EPERM && new == null() && !old.is_null() {
-        if let Some(limit) = read(pid, resource) {
-            // SAFETY: the caller's place for the answer.
-            unsafe { *old = limit };
-            return 0;
-        }
-    }
-    set_errno(result)
+    set_errno(unsafe { ask(pid, resource, new, old) })
 }
 
 /// What the kernel's file says of a limit.
@@ -92,18 +103,18 @@ fn load(pid: u32, text: &mut [u8; ROOM]) -> Option<usize> {
     path.iter_mut().zip(letters).for_each(|(to, from)| *to = *from);
     let open = [AT_FDCWD, path.as_ptr() as usize, O_RDONLY_CLOEXEC, 0, 0, 0];
     // SAFETY: the path ends in zero, as it is shorter than its place.
-    let fd = usize::try_from(unsafe { syscall(nr::OPENAT, open) }).ok()?;
+    let fd = usize::try_from(unsafe { system_call(nr::OPENAT, open) }).ok()?;
     let mut length = 0;
     while let Some(rest) = text.get_mut(length..).filter(|rest| !rest.is_empty()) {
         let read = [fd, rest.as_mut_ptr() as usize, rest.len(), 0, 0, 0];
         // SAFETY: the place is ours, of the length given.
-        let got = unsafe { syscall(nr::READ, read) };
+        let got = unsafe { system_call(nr::READ, read) };
         if got <= 0 {
             break;
         }
         length += got as usize;
     }
     // SAFETY: the descriptor is ours.
-    unsafe { syscall(nr::CLOSE, [fd, 0, 0, 0, 0, 0]) };
+    unsafe { system_call(nr::CLOSE, [fd, 0, 0, 0, 0, 0]) };
     Some(length)
 }

@@ -62,8 +62,7 @@ impl Handover<'_> {
             return Err(MigrateError::Interrupted);
         }
         self.confirm(round, done.batches).await?;
-        self.copied.rounds.push(done.report.clone());
-        self.run.events.send(Event::Round(done.report));
+        self.report(done);
         if let Some(trees) = files? {
             let trees = trees.names(&link).await?;
             self.peer.say(&ToTarget::FilesEnd { streams: trees.streams() }).await?;
@@ -77,29 +76,41 @@ impl Handover<'_> {
         self.clock.end(self.run, Phase::Ship);
         self.run.events.send(Event::Begin { phase: Phase::Restore });
         // The target restores all but the memory meanwhile.
-        self.copy_what_criu_touched(tasks).await?;
-        self.send_shared().await?;
+        let touched = self.copy_what_criu_touched(tasks).await?;
+        let shared = self.send_shared().await?;
         let plan = self.complete().await?;
         self.serve_missing_pages();
         self.peer.say(&ToTarget::Memory(plan)).await?;
         tracing::debug!(since_ship = ?self.clock.last.elapsed(), "memory is complete");
+        // Said when it holds nobody up.
+        for done in [Some(touched), shared].into_iter().flatten() {
+            self.report(done);
+        }
         Ok(())
     }
 
     /// CRIU has run code in the tasks and put everything back; pages it wrote
     /// to on the way count as written.
-    async fn copy_what_criu_touched(&mut self, tasks: Vec<Task>) -> Result<(), MigrateError> {
+    async fn copy_what_criu_touched(
+        &mut self,
+        tasks: Vec<Task>,
+    ) -> Result<RoundDone, MigrateError> {
         let round = self.next_round();
         let link = self.peer.link.clone();
         let order = self.frozen_round(round, &tasks);
         let done = self.take_pump()?.round(order, &Gauge::default(), &link).await?;
-        self.sent(done).await.map(drop)
+        self.sent(done).await
+    }
+
+    fn report(&mut self, done: RoundDone) {
+        self.copied.rounds.push(done.report.clone());
+        self.run.events.send(Event::Round(done.report));
     }
 
     /// The memory that processes share, as far as CRIU was kept from it.
-    async fn send_shared(&mut self) -> Result<(), MigrateError> {
+    async fn send_shared(&mut self) -> Result<Option<RoundDone>, MigrateError> {
         if self.copied.pump.as_ref().is_none_or(|pump| pump.still().is_empty()) {
-            return Ok(());
+            return Ok(None);
         }
         let round = self.next_round();
         let link = self.peer.link.clone();
@@ -108,7 +119,7 @@ impl Handover<'_> {
         let (all, wire) = (done.report.scanned.bytes(), done.report.bytes_wire);
         let text = format!("shared memory holds {} bytes, {} crossed the link", all.0, wire.0);
         self.run.events.send(Event::Note { text });
-        Ok(())
+        Ok(Some(done))
     }
 
     /// The last scan and what becomes of the pages it finds.

