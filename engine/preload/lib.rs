@@ -11,6 +11,9 @@
 //! And a question for resource limits that the kernel refuses, which CRIU asks
 //! through `syscall`, is answered from the file that has them ([`limits`]).
 //!
+//! Last, it reads one file in bites that spare the kernel work ([`smaps`]), and
+//! is given an empty list where it asks for what must not travel ([`conntrack`]).
+//!
 //! The list lies in a memory file named by `BLIP_SKIP`, mapped here when CRIU
 //! starts and filled by blip while CRIU waits (`criu/preload.rs` writes it).
 //!
@@ -27,7 +30,9 @@
 #![no_std]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod conntrack;
 mod limits;
+mod smaps;
 
 use core::arch::asm;
 use core::ffi::{c_char, c_int, c_long, c_ulong};
@@ -165,6 +170,11 @@ fn set_errno(result: isize) -> c_int {
     -1
 }
 
+/// The same where an answer may be larger than an `int`.
+fn answer(result: isize) -> isize {
+    if (-MAX_ERRNO..0).contains(&result) { set_errno(result) as isize } else { result }
+}
+
 /// # Safety
 /// As for the ioctl that is meant.
 unsafe fn raw(fd: c_int, request: c_ulong, argument: *mut u8) -> isize {
@@ -196,7 +206,7 @@ pub unsafe extern "C" fn syscall(
             system_call(number, [a, b, c, d, e, f])
         }
     };
-    if (-MAX_ERRNO..0).contains(&result) { c_long::from(set_errno(result)) } else { result as c_long }
+    answer(result) as c_long
 }
 
 /// The C library's `lseek`, as CRIU calls it.
@@ -392,6 +402,8 @@ mod nr {
     pub(crate) const LSEEK: usize = 8;
     pub(crate) const MMAP: usize = 9;
     pub(crate) const IOCTL: usize = 16;
+    pub(crate) const SENDMSG: usize = 46;
+    pub(crate) const GETSOCKOPT: usize = 55;
     pub(crate) const OPENAT: usize = 257;
     pub(crate) const READLINKAT: usize = 267;
     pub(crate) const PRLIMIT: usize = 302;
@@ -407,6 +419,8 @@ mod nr {
     pub(crate) const READ: usize = 63;
     pub(crate) const FSTAT: usize = 80;
     pub(crate) const READLINKAT: usize = 78;
+    pub(crate) const GETSOCKOPT: usize = 209;
+    pub(crate) const SENDMSG: usize = 211;
     pub(crate) const MMAP: usize = 222;
     pub(crate) const PRLIMIT: usize = 261;
 }
