@@ -10,8 +10,17 @@ const VARIABLE: &str = "BLIP_PATIENCE";
 
 /// The settings of this host's links.
 pub fn link_settings() -> Settings {
-    let seconds = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
     let usual = Settings::default();
-    let idle_timeout = seconds.map_or(usual.idle_timeout, Duration::from_secs);
-    Settings { idle_timeout, ..usual }
+    Settings { idle_timeout: asked().unwrap_or(usual.idle_timeout), ..usual }
+}
+
+/// How long nothing may be heard of the target while the container stands still:
+/// five signs of life missed, and it runs again within two seconds.
+pub fn silence_limit() -> Duration {
+    asked().unwrap_or(Duration::from_secs(1))
+}
+
+fn asked() -> Option<Duration> {
+    let seconds = std::env::var(VARIABLE).ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }

@@ -6,6 +6,7 @@
 mod hosts;
 
 mod everything;
+mod nginx;
 
 use blip_bench::lab::{CgroupMode, Suite};
 use hosts::Hosts;
@@ -16,4 +17,5 @@ fn a_container_that_keeps_its_addresses_does_not_notice() {
     let hosts = Hosts::up("same", CgroupMode::V2, Suite::Forky);
     let net = hosts.dual_stack();
     everything::finds_all_of_it_again(&hosts, &net);
+    nginx::serves_all_its_clients(&hosts);
 }

@@ -345,9 +345,9 @@ arm(often, 0.2, 0.2)
 mask = struct.pack("Q", 1 << (signal.SIGUSR1 - 1) | 1 << (signal.SIGUSR2 - 1))
 signalfd = libc.signalfd(-1, mask.ljust(128, b"\0"), 0)
 os.kill(os.getpid(), signal.SIGUSR1)
-os.mkdir("/tmp/watched")
+os.mkdir("/dev/shm/watched")
 inotify = libc.inotify_init1(os.O_NONBLOCK)
-libc.inotify_add_watch(inotify, b"/tmp/watched", 0x100)  # IN_CREATE
+libc.inotify_add_watch(inotify, b"/dev/shm/watched", 0x100)  # IN_CREATE
 epoll = select.epoll()
 ready_pipe, calm_pipe = os.pipe(), os.pipe()
 os.write(ready_pipe[1], b"x")
@@ -382,7 +382,7 @@ def signals():
 
 @check
 def inotify_watch():
-    open("/tmp/watched/new", "w").close()
+    open("/dev/shm/watched/new", "w").close()
     event = os.read(inotify, 4096)
     expect(event[16:19], b"new")
 

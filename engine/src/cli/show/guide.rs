@@ -27,8 +27,8 @@ begin      A phase began.
 end        A phase ended well.
   phase      as above
   ms         its length
-round      A round of copying ended; those with frozen are inside the downtime: the
-           last look, what CRIU itself touched, shared memory that had changed.
+round      A round of copying ended. Those with frozen are inside the downtime:
+           the last look, what CRIU touched, shared memory that had changed.
   round      its number, from 0
   frozen     whether the container stood still
   scanned    pages looked at

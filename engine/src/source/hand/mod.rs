@@ -19,6 +19,7 @@ use crate::external::{Restore, remembered};
 use crate::forward::Forward;
 use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdict};
 use crate::ledger::{Ledger, SourceRecord};
+use crate::patience::silence_limit;
 use crate::plan::LinkFacts;
 use crate::protocol::{ToSource, ToTarget};
 use blip_transport::link::quic::Vigil;
@@ -30,9 +31,6 @@ use tokio::task::JoinHandle;
 /// How long blip goes on asking a target it has lost after the grant, before it
 /// leaves the matter to `blip resolve`.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(10);
-/// Nothing heard of the target for so long while the container stands still:
-/// five signs of life missed, and it runs again within two seconds.
-const SILENCE_LIMIT: Duration = Duration::from_secs(1);
 /// How long the target may take to restore, once it has everything.
 const HOLD_LIMIT: Duration = Duration::from_secs(90);
 /// A round of fewer bytes tells more of latencies than of the link's rate.
@@ -171,7 +169,7 @@ impl<'a> Handover<'a> {
     /// The reason why the link is closed, if it is that nothing was heard.
     fn silence(&self) -> Option<String> {
         let silent = self.vigil.as_ref().is_some_and(Vigil::saw_silence);
-        silent.then(|| format!("nothing was heard from the target for {SILENCE_LIMIT:?}"))
+        silent.then(|| format!("nothing was heard from the target for {:?}", silence_limit()))
     }
 
     /// What the target's message means for the protocol. A message that means

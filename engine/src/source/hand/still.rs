@@ -1,7 +1,8 @@
 //! Bringing the container to a stand at a good moment.
 
-use super::{Handover, SILENCE_LIMIT};
+use super::Handover;
 use crate::event::{Event, Phase, millis};
+use crate::patience::silence_limit;
 use crate::protocol::{ToSource, ToTarget};
 use crate::source::freeze::{Attempt, FreezeError, Ready, Still};
 use crate::source::gauge::Gauge;
@@ -39,7 +40,7 @@ impl Handover<'_> {
                 ready.cancel().await;
                 return Err(error.into());
             }
-            self.vigil = Some(Vigil::keep(&self.peer.link, SILENCE_LIMIT));
+            self.vigil = Some(Vigil::keep(&self.peer.link, silence_limit()));
             self.clock.last = Instant::now();
             self.run.events.send(Event::Begin { phase: Phase::Freeze });
             match ready.freeze().await? {
