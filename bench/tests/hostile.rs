@@ -17,13 +17,16 @@ use hosts::{Hosts, Migration};
 use nix::sys::signal::Signal;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use twins::Family;
+use twins::{Comparison, Family};
 
 const IMAGE: &str = "blip/hostile:latest";
 /// What the program is told to be; not set where this is a test.
 const ROLE: &str = "BLIP_CHILD";
-/// How long the target may take to have everything in place.
-const COMPLETE: Duration = Duration::from_secs(15);
+/// How long the target may take to have everything in place, once it has come.
+const COMPLETE: Duration = Duration::from_millis(800);
+/// How far a move that is stopped goes on at a time: much less than a restore.
+const STEP: Duration = Duration::from_millis(4);
+const STEPS: u32 = 12;
 /// Moves that may be called off in a row: CRIU gives up a process that it meets
 /// between `vfork` and `exec`.
 const TRIES: u32 = 5;
@@ -87,12 +90,11 @@ fn start(hosts: &Hosts, seed: u64) -> u64 {
 /// stopped there.
 fn stopped(hosts: &Hosts, tracker: &str) -> Migration {
     for _ in 0..TRIES {
-        let mut migration = hosts.start_migration_with("hostile", &format!("--tracker {tracker}"));
-        let sent = migration.comes_to("begin restore").and_then(|()| migration.comes_to("round "));
-        match sent {
+        // All memory goes ahead: the source cannot be asked for any.
+        let flags = format!("--method pre-copy --tracker {tracker}");
+        let mut migration = hosts.start_migration_with("hostile", &flags);
+        match migration.comes_to("begin restore") {
             Ok(()) => {
-                // The order is on its way, and a restore takes longer than that.
-                std::thread::sleep(Duration::from_millis(10));
                 migration.signal(Signal::SIGSTOP);
                 return migration;
             }
@@ -106,6 +108,28 @@ fn stopped(hosts: &Hosts, tracker: &str) -> Migration {
     panic!("called off {TRIES} times in a row");
 }
 
+/// Lets a stopped move go on in small steps, until the target has all it needs to
+/// put everything in place, and compares then. A page that is wrong never becomes
+/// right, and the last comparison tells of it.
+fn when_complete(hosts: &Hosts, migration: &Migration, source: &Family, wrong: bool) -> Comparison {
+    let mut compared = Comparison::default();
+    for _ in 0..STEPS {
+        let until = Instant::now() + COMPLETE;
+        while Instant::now() < until {
+            compared = source.compare(&Family::of(hosts.b()));
+            if compared.differences.len() == usize::from(wrong) {
+                return compared;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        eprintln!("not yet: {:?}", compared.differences.first());
+        migration.signal(Signal::SIGCONT);
+        std::thread::sleep(STEP);
+        migration.signal(Signal::SIGSTOP);
+    }
+    compared
+}
+
 /// Moves it once; `distorted` changes a page behind the tracker's back first,
 /// which must be found.
 fn moves(hosts: &Hosts, tracker: &str, seed: u64, distorted: bool) -> u64 {
@@ -113,18 +137,7 @@ fn moves(hosts: &Hosts, tracker: &str, seed: u64, distorted: bool) -> u64 {
     let migration = stopped(hosts, tracker);
     let source = Family::of(hosts.a());
     let wrong = distorted.then(|| source.distort(calm + 4096 * 1234));
-    // A page that is wrong never becomes right.
-    let until = Instant::now() + COMPLETE;
-    let compared = loop {
-        let compared = source.compare(&Family::of(hosts.b()));
-        if compared.differences.is_empty() || Instant::now() > until {
-            break compared;
-        }
-        if wrong.is_some() && compared.differences.len() == 1 {
-            break compared;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    };
+    let compared = when_complete(hosts, &migration, &source, wrong.is_some());
     migration.signal(Signal::SIGCONT);
     match &wrong {
         None => assert!(compared.differences.is_empty(), "{tracker}, seed {seed}: {compared:#?}"),

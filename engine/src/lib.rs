@@ -36,4 +36,5 @@ pub mod target;
 mod text;
 pub mod throttle;
 pub mod timeline;
+pub mod timers;
 pub mod track;

@@ -367,7 +367,29 @@ fn process_findings(pid: i32) -> Vec<Finding> {
             "CRIU cannot dump it; configure the program not to use it",
         ));
     }
+    if has_semaphore(pid) {
+        findings.push(Finding::blocker(
+            format!("{who} has an eventfd that counts as a semaphore (EFD_SEMAPHORE)"),
+            "CRIU would make a plain counter of it; configure the program not to use it",
+        ));
+    }
     findings
+}
+
+/// Whether one of a process' eventfds gives one at a time.
+fn has_semaphore(pid: i32) -> bool {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    entries.flatten().any(|entry| {
+        let is_eventfd = fs::read_link(entry.path())
+            .is_ok_and(|link| link.as_os_str() == "anon_inode:[eventfd]");
+        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(entry.file_name());
+        is_eventfd && fs::read_to_string(info).is_ok_and(|text| is_semaphore(&text))
+    })
+}
+
+fn is_semaphore(fdinfo: &str) -> bool {
+    let mode = fdinfo.lines().find_map(|line| line.strip_prefix("eventfd-semaphore:"));
+    mode.is_some_and(|mode| mode.trim() == "1")
 }
 
 /// One that has ended since needs no leave.
@@ -438,6 +460,13 @@ fn parse_upper(mountinfo: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_semaphore_is_told_from_a_counter() {
+        let info = |mode: u8| format!("flags:\t02\neventfd-count: 7\neventfd-semaphore: {mode}\n");
+        assert!(is_semaphore(&info(1)) && !is_semaphore(&info(0)));
+        assert!(!is_semaphore("flags:\t02\neventfd-count: 7\n"), "an old kernel does not tell");
+    }
 
     #[test]
     fn the_upper_directory_is_that_of_the_root() {

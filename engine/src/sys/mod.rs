@@ -11,6 +11,7 @@ pub mod ptrace;
 pub mod readmem;
 pub mod sched;
 pub mod sockets;
+pub mod timerfd;
 pub mod tty;
 pub mod uffd_copy;
 pub mod uffd_peer;

@@ -20,6 +20,7 @@ use crate::protocol::{
     ToTarget,
 };
 use crate::runtime::stage::{Report, StageDir, StageEvent};
+use crate::timers;
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender};
 use std::collections::VecDeque;
 use std::path::Path;
@@ -281,6 +282,7 @@ impl Arrival {
         if self.closes {
             crate::connections::mark_closed(self.init);
         }
+        timers::set_again(self.init);
         self.before_the_hold_is_told();
         if let Err(error) = self.fill_shared().await {
             return self.fail(error).await;

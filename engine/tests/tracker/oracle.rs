@@ -90,11 +90,13 @@ pub(crate) fn truth(pid: i32) -> BTreeMap<u64, Vec<u8>> {
 /// Whether a page may have come up after the last scan: the kernel has formed a
 /// huge page out of pages and holes, in memory that is not registered.
 pub(crate) fn formed_later(pid: i32, page: u64, bytes: &[u8]) -> bool {
+    let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
+    let flags = word(&File::open("/proc/kpageflags").unwrap(), word(&pagemap, page) & FRAME);
+    if flags & HUGE_PAGE == 0 || bytes.iter().any(|byte| *byte != 0) {
+        return false;
+    }
     let address = page * PAGE as u64;
     let mappings = mappings(pid);
     let mapping = mappings.iter().find(|m| m.start <= address && address < m.end);
-    let registered = mapping.is_none_or(|mapping| mapping.flags.contains(" uw "));
-    let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
-    let flags = word(&File::open("/proc/kpageflags").unwrap(), word(&pagemap, page) & FRAME);
-    !registered && flags & HUGE_PAGE != 0 && bytes.iter().all(|byte| *byte == 0)
+    mapping.is_some_and(|mapping| !mapping.flags.contains(" uw "))
 }
