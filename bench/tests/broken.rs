@@ -163,7 +163,7 @@ fn half_a_second_in_the_freeze_is_caught(hosts: &Hosts) {
 }
 
 #[test]
-#[ignore = "not passed yet since new connections became the bench's to make"]
+#[ignore = "a write that is taken back at the end goes unnoticed: not mended yet"]
 fn what_is_broken_is_caught_and_what_is_not_is_not() {
     let hosts = Hosts::up();
     nothing_is_wrong_with_an_honest_run(&hosts);

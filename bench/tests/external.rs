@@ -30,7 +30,7 @@ fn counts_on(hosts: &Hosts, host: &blip_bench::lab::Host, from: u64) {
 }
 
 #[test]
-#[ignore = "mended, and not built or run since"]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
 fn docker_26_restores_from_its_own_checkpoint() {
     let mut hosts = Hosts::up("ext", CgroupMode::V2, Suite::Trixie);
     let options = "--restart unless-stopped --publish 8080:80 --volume kept:/kept";

@@ -23,10 +23,10 @@ const IMAGE: &str = "blip/hostile:latest";
 /// What the program is told to be; not set where this is a test.
 const ROLE: &str = "BLIP_CHILD";
 /// How long the target may take to have everything in place, once it has come.
-const COMPLETE: Duration = Duration::from_millis(800);
+const COMPLETE: Duration = Duration::from_millis(250);
 /// How far a move that is stopped goes on at a time: much less than a restore.
 const STEP: Duration = Duration::from_millis(4);
-const STEPS: u32 = 12;
+const STEPS: u32 = 80;
 /// Moves that may be called off in a row: CRIU gives up a process that it meets
 /// between `vfork` and `exec`.
 const TRIES: u32 = 5;
@@ -122,7 +122,6 @@ fn when_complete(hosts: &Hosts, migration: &Migration, source: &Family, wrong: b
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        eprintln!("not yet: {:?}", compared.differences.first());
         migration.signal(Signal::SIGCONT);
         std::thread::sleep(STEP);
         migration.signal(Signal::SIGSTOP);

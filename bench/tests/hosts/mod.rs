@@ -110,11 +110,11 @@ impl Hosts {
         self.agent = Some(agent);
     }
 
-    /// Has blip on both hosts bear with one that is silent for 20 s: the test
+    /// Has blip on both hosts bear with one that is silent for a minute: the test
     /// stops it. Ends the agent and starts it again.
     pub(crate) fn be_patient(&mut self) {
         self.kill_agent();
-        self.environment = vec!["BLIP_PATIENCE=20"];
+        self.environment = vec!["BLIP_PATIENCE=60"];
         self.start_agent();
     }
 

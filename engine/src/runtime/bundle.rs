@@ -58,6 +58,12 @@ impl Bundle {
         self.config["linux"]["cgroupsPath"].as_str().unwrap_or_default()
     }
 
+    /// Kernel parameters and their values.
+    pub(super) fn sysctls(&self) -> Vec<(String, String)> {
+        let all = self.config["linux"]["sysctl"].as_object().into_iter().flatten();
+        all.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+    }
+
     pub(super) fn terminal(&self) -> bool {
         self.config["process"]["terminal"].as_bool().unwrap_or(false)
     }

@@ -15,6 +15,7 @@
 mod console;
 mod restore;
 mod setup;
+mod sysctls;
 
 pub(super) use restore::clear_runc_leftovers;
 pub(super) use setup::CONSOLE_VARIABLE;
@@ -253,6 +254,9 @@ impl Holder {
         let ordered = ordered.take();
         if let Err(why) = self.place.home.take() {
             return Some(self.fail(&format!("cannot leave the cgroup of the container: {why}")));
+        }
+        if let Err(why) = sysctls::set(self.place.bundle.sysctls(), &self.place.netns) {
+            return Some(self.fail(&format!("cannot {why}")));
         }
         self.phase = Phase::Started;
         self.report(&Report::StartAsked);
