@@ -391,7 +391,7 @@ fn page(rows: &[String]) -> String {
 }
 
 #[test]
-#[ignore = "its setting up is mended, and was not run since"]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
 fn docker_inspect_says_the_same_there() {
     let hosts = Hosts::up("same", with_limits(), Suite::Forky);
     let mut rows = Vec::new();

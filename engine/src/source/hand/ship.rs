@@ -23,10 +23,14 @@ use blip_transport::units::{ByteSize, PAGE_SIZE, PageCount, Round};
 use bytes::Bytes;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::task::JoinHandle;
 
-/// An image of fewer pages is not worth a round of its own.
+/// An image of fewer pages is not worth a round of its own, …
 const WORTH_PAGES: ByteSize = ByteSize(8 << 20);
+/// … but over a link with a longer round trip than that, where bytes are dear.
+const NEAR: Duration = Duration::from_millis(5);
+const WORTH_PAGES_AFAR: ByteSize = ByteSize(64 << 10);
 
 /// Images that stay here.
 const NOT_SENT: [&str; 3] = ["dump.log", "criu.conf", "descriptors.json"];
@@ -180,11 +184,13 @@ impl Handover<'_> {
         let directory = self.images()?;
         let state = |source| MigrateError::State { path: directory.clone(), source };
         let (mut stored, mut files) = (Vec::new(), Vec::new());
+        let near = self.peer.link.stats().rtt <= NEAR;
+        let worth = if near { WORTH_PAGES } else { WORTH_PAGES_AFAR };
         let mut whole = 0;
         for (number, path) in page_images(&directory).map_err(state)? {
             let file = File::open(&path).map_err(state)?;
             let size = ByteSize(file.metadata().map_err(state)?.len());
-            if size < WORTH_PAGES {
+            if size < worth {
                 whole += size.0;
                 continue;
             }
