@@ -22,8 +22,10 @@ use twins::{Comparison, Family};
 const IMAGE: &str = "blip/hostile:latest";
 /// What the program is told to be; not set where this is a test.
 const ROLE: &str = "BLIP_CHILD";
-/// How long the target may take to have everything in place, once it has come.
-const COMPLETE: Duration = Duration::from_millis(250);
+/// How long the target shows no progress before the move goes on a step, …
+const IDLE: Duration = Duration::from_millis(150);
+/// … and how long after it has shown some.
+const COMPLETE: Duration = Duration::from_millis(1500);
 /// How far a move that is stopped goes on at a time: much less than a restore.
 const STEP: Duration = Duration::from_millis(4);
 const STEPS: u32 = 80;
@@ -114,11 +116,16 @@ fn stopped(hosts: &Hosts, tracker: &str) -> Migration {
 fn when_complete(hosts: &Hosts, migration: &Migration, source: &Family, wrong: bool) -> Comparison {
     let mut compared = Comparison::default();
     for _ in 0..STEPS {
-        let until = Instant::now() + COMPLETE;
+        let mut until = Instant::now() + IDLE;
+        let mut before = String::new();
         while Instant::now() < until {
             compared = source.compare(&Family::of(hosts.b()));
             if compared.differences.len() == usize::from(wrong) {
                 return compared;
+            }
+            let now = format!("{} {:?}", compared.pages, compared.differences);
+            if now != before {
+                (before, until) = (now, Instant::now() + COMPLETE);
             }
             std::thread::sleep(Duration::from_millis(50));
         }

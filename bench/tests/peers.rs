@@ -89,7 +89,7 @@ fn a_write_that_a_peer_lost_is_caught(hosts: &Hosts) {
 }
 
 #[test]
-#[cfg_attr(not(blip_root), ignore = "needs root")]
+#[cfg_attr(not(blip_long), ignore = "needs root, and BLIP_LONG=1 when it is built")]
 fn peers_are_proved_as_blip_is() {
     let hosts = Hosts::up();
     a_peer_moves_a_redis_and_says_what_it_is(&hosts);

@@ -134,7 +134,7 @@ fn sent_frozen(report: &Value) -> u64 {
 }
 
 #[test]
-#[cfg_attr(not(blip_root), ignore = "needs root")]
+#[cfg_attr(not(blip_long), ignore = "needs root, and BLIP_LONG=1 when it is built")]
 fn postgresql_moves_with_full_buffers_under_load() {
     let hosts = Hosts::up("postgres", CgroupMode::V2, Suite::Forky);
     let server = Server::start(&hosts);
