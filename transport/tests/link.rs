@@ -3,8 +3,8 @@
 
 use blip_transport::identity::{Identity, PeerName, Peers, Trust};
 use blip_transport::link::quic::{
-    BlobName, BlobReceiver, CloseCode, Control, Listener, Priority, Session, Settings, StreamKind,
-    dial, settings,
+    BlobName, BlobReceiver, CloseCode, Control, Listener, PROTOCOL_VERSION, Priority, Session,
+    Settings, StreamKind, dial, settings,
 };
 use blip_transport::link::{LinkError, LostWhy, UnreachableWhy};
 use blip_transport::units::{ByteSize, Round, TreeId};
@@ -438,11 +438,14 @@ async fn another_protocol_version_is_told_to_both_ends() {
     )
     .await;
     assert!(
-        matches!(&dialed, LinkError::Version { ours: 1, theirs: 9, their_software }
+        matches!(&dialed, LinkError::Version { ours: PROTOCOL_VERSION, theirs: 9, their_software }
             if their_software == "blip 9.9"),
         "{dialed:?}"
     );
-    assert!(matches!(accepted, LinkError::Version { ours: 9, theirs: 1, .. }), "{accepted:?}");
+    assert!(
+        matches!(accepted, LinkError::Version { ours: 9, theirs: PROTOCOL_VERSION, .. }),
+        "{accepted:?}"
+    );
 }
 
 #[tokio::test]
