@@ -362,21 +362,26 @@ impl List {
     }
 }
 
-/// Whose pagemap a descriptor is: its link reads `/proc/PID/pagemap`.
-fn pagemap_owner(fd: c_int) -> Option<u64> {
-    let mut path = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0\0";
+/// The digits of a number, the last one first, and how many there are.
+fn digits(number: u32) -> ([u8; 10], usize) {
     let mut digits = [0_u8; 10];
-    let mut left = u32::try_from(fd).ok()?;
-    let mut length = 0;
+    let (mut left, mut count) = (number, 0);
     for digit in &mut digits {
         *digit = b'0' + (left % 10) as u8;
         left /= 10;
-        length += 1;
+        count += 1;
         if left == 0 {
             break;
         }
     }
-    let written = digits.iter().take(length).rev();
+    (digits, count)
+}
+
+/// Whose pagemap a descriptor is: its link reads `/proc/PID/pagemap`.
+fn pagemap_owner(fd: c_int) -> Option<u64> {
+    let mut path = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0\0";
+    let (digits, count) = digits(u32::try_from(fd).ok()?);
+    let written = digits.iter().take(count).rev();
     path.iter_mut().skip(14).zip(written).for_each(|(to, from)| *to = *from);
     let mut link = [0_u8; 40];
     let (from, to) = (path.as_ptr() as usize, link.as_mut_ptr() as usize);

@@ -7,7 +7,7 @@
 //! **Invariant**: only a question that the kernel has refused is answered here,
 //! and only if the file has the answer.
 
-use super::{AT_FDCWD, O_RDONLY_CLOEXEC, nr, set_errno, system_call};
+use super::{AT_FDCWD, O_RDONLY_CLOEXEC, digits, nr, set_errno, system_call};
 use core::ffi::c_int;
 use core::ptr::null;
 
@@ -88,16 +88,7 @@ fn number(word: &[u8]) -> Option<u64> {
 /// Reads `/proc/PID/limits`; answers how much that was.
 fn load(pid: u32, text: &mut [u8; ROOM]) -> Option<usize> {
     let mut path = [0_u8; 32];
-    let mut digits = [0_u8; 10];
-    let (mut left, mut count) = (pid, 0);
-    for digit in &mut digits {
-        *digit = b'0' + (left % 10) as u8;
-        left /= 10;
-        count += 1;
-        if left == 0 {
-            break;
-        }
-    }
+    let (digits, count) = digits(pid);
     let pid = digits.iter().take(count).rev();
     let letters = b"/proc/".iter().chain(pid).chain(b"/limits");
     path.iter_mut().zip(letters).for_each(|(to, from)| *to = *from);

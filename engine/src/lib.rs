@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod connections;
 pub mod criu;
+pub mod descriptors;
 pub mod docker;
 pub mod event;
 pub mod experience;

@@ -7,8 +7,8 @@
 //! fell due in the freeze, is nearly always found so.
 
 use crate::cgroup::Freezer;
+use crate::descriptors;
 use crate::sys::timerfd;
-use std::fs;
 use std::time::Duration;
 
 /// Sets them again. `init`: that of a restored container that has not run yet,
@@ -29,17 +29,9 @@ pub fn set_again(init: i32) {
 
 /// Descriptors of a process whose timers stand, and how often they go off.
 fn standing(pid: i32) -> Vec<(i32, Duration)> {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
-    let timers = entries.flatten().filter(|entry| {
-        fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == "anon_inode:[timerfd]")
-    });
-    timers
-        .filter_map(|entry| {
-            let descriptor = entry.file_name().to_str()?.parse().ok()?;
-            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?;
-            Some((descriptor, left_standing(&info)?))
-        })
-        .collect()
+    let open = descriptors::of(pid).unwrap_or_default().into_iter();
+    let timers = open.filter(|descriptor| descriptor.link == "anon_inode:[timerfd]");
+    timers.filter_map(|timer| Some((timer.number, left_standing(&timer.info(pid)?)?))).collect()
 }
 
 /// The interval of a timer that has gone off and was not read, by its fdinfo. One

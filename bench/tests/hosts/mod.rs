@@ -243,7 +243,7 @@ impl Hosts {
         let out = BufReader::new(child.stdout.take().expect("stdout"));
         let err = child.stderr.take().expect("stderr");
         let err = std::thread::spawn(move || io::read_to_string(err).unwrap_or_default());
-        Migration { child, out, err }
+        Migration { child, out, err: Some(err) }
     }
 
     /// Moves a container, which must work, and gives the report.
@@ -328,7 +328,7 @@ pub(crate) struct Said {
 pub(crate) struct Migration {
     child: Child,
     out: BufReader<std::process::ChildStdout>,
-    err: JoinHandle<String>,
+    err: Option<JoinHandle<String>>,
 }
 
 impl Migration {
@@ -351,7 +351,12 @@ impl Migration {
             }
             all += &std::mem::take(&mut line);
         }
-        Err(all)
+        Err(all + &self.errors())
+    }
+
+    /// All it said on standard error, once it has ended.
+    fn errors(&mut self) -> String {
+        self.err.take().map(|thread| thread.join().expect("thread")).unwrap_or_default()
     }
 
     /// `kill -9`.
@@ -391,7 +396,7 @@ impl Migration {
             report = event;
         }
         let status = self.child.wait().expect("wait");
-        assert!(status.success(), "{status}: {}", self.err.join().expect("thread"));
+        assert!(status.success(), "{status}: {}", self.errors());
         (report, begun + granted)
     }
 
@@ -399,7 +404,7 @@ impl Migration {
     pub(crate) fn end(mut self) -> (Option<i32>, Vec<String>, String) {
         let lines = self.out.by_ref().lines().map_while(Result::ok).collect();
         let status = self.child.wait().expect("wait");
-        (status.code(), lines, self.err.join().expect("thread"))
+        (status.code(), lines, self.errors())
     }
 }
 

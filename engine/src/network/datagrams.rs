@@ -6,10 +6,10 @@
 //! does not go that way.
 
 use super::backlog::Backlog;
+use crate::descriptors;
 use crate::sys::datagrams::{Datagram, waiting};
 use crate::sys::net::{Frame, udp_frame};
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -46,17 +46,9 @@ pub fn frames(backlog: &Backlog, processes: &[i32], mac: [u8; 6]) -> io::Result<
 fn holders(processes: &[i32], inodes: &[u32]) -> Vec<(i32, i32)> {
     let mut found = BTreeMap::new();
     for &pid in processes {
-        let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        for entry in entries.flatten() {
-            let Ok(link) = fs::read_link(entry.path()) else { continue };
-            let link = link.to_string_lossy().into_owned();
-            let inode = link.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
-            let inode = inode.and_then(|text| text.parse::<u32>().ok());
-            let number = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-            if let (Some(inode), Some(number)) = (inode, number)
-                && inodes.contains(&inode)
-            {
-                found.entry(inode).or_insert((pid, number));
+        for descriptor in descriptors::of(pid).unwrap_or_default() {
+            if let Some(inode) = descriptor.socket().filter(|inode| inodes.contains(inode)) {
+                found.entry(inode).or_insert((pid, descriptor.number));
             }
         }
     }

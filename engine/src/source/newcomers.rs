@@ -11,6 +11,7 @@
 
 use super::freeze::{FreezeError, Ready};
 use super::subject::Subject;
+use crate::descriptors;
 use crate::network::NetworkError;
 use crate::network::backlog::{Backlog, Waiting};
 use std::fmt;
@@ -176,9 +177,11 @@ impl Ready {
 
     /// Finds the program that should accept.
     fn named(&self, waiting: Waiting) -> Listener {
-        let socket = format!("socket:[{}]", waiting.inode);
         let pids = self.freezer().processes().unwrap_or_default();
-        let holds = |pid: &i32| super::subject::descriptors(*pid).contains(&socket);
+        let holds = |pid: &i32| {
+            let open = descriptors::of(*pid).unwrap_or_default();
+            open.iter().any(|descriptor| descriptor.socket() == Some(waiting.inode))
+        };
         let program = pids.into_iter().find(holds).and_then(|pid| {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
             Some(name.trim().to_owned())

@@ -9,6 +9,7 @@ use crate::cgroup::{CgroupError, Freezer};
 use crate::connections;
 use crate::criu::predump::PreDumpSpec;
 use crate::criu::preload::Preload;
+use crate::descriptors::{self, Descriptor};
 use crate::docker::{Docker, DockerError, Inspection};
 use crate::image::Held;
 use crate::protocol::{CheckRequest, Finding, HostFacts};
@@ -361,13 +362,19 @@ fn process_findings(pid: i32) -> Vec<Finding> {
             "CRIU cannot read its resource limits: give blip the capability",
         ));
     }
-    for (kind, what) in undumpable(&descriptors(pid)) {
+    let open = descriptors::of(pid).unwrap_or_default();
+    let links: Vec<_> = open.iter().map(|descriptor| descriptor.link.clone()).collect();
+    for (kind, what) in undumpable(&links) {
         findings.push(Finding::blocker(
             format!("{who} has {what} open ({kind})"),
             "CRIU cannot dump it; configure the program not to use it",
         ));
     }
-    if has_semaphore(pid) {
+    let semaphore = |descriptor: &Descriptor| {
+        descriptor.link == "anon_inode:[eventfd]"
+            && descriptor.info(pid).is_some_and(|info| is_semaphore(&info))
+    };
+    if open.iter().any(semaphore) {
         findings.push(Finding::blocker(
             format!("{who} has an eventfd that counts as a semaphore (EFD_SEMAPHORE)"),
             "CRIU would make a plain counter of it; configure the program not to use it",
@@ -376,17 +383,7 @@ fn process_findings(pid: i32) -> Vec<Finding> {
     findings
 }
 
-/// Whether one of a process' eventfds gives one at a time.
-fn has_semaphore(pid: i32) -> bool {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    entries.flatten().any(|entry| {
-        let is_eventfd = fs::read_link(entry.path())
-            .is_ok_and(|link| link.as_os_str() == "anon_inode:[eventfd]");
-        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(entry.file_name());
-        is_eventfd && fs::read_to_string(info).is_ok_and(|text| is_semaphore(&text))
-    })
-}
-
+/// Whether an eventfd gives one at a time.
 fn is_semaphore(fdinfo: &str) -> bool {
     let mode = fdinfo.lines().find_map(|line| line.strip_prefix("eventfd-semaphore:"));
     mode.is_some_and(|mode| mode.trim() == "1")
@@ -403,13 +400,6 @@ fn may_read_limits() -> bool {
     let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
         .is_some_and(|set| set & (1 << CAP_SYS_RESOURCE) != 0)
-}
-
-/// What the descriptors of a process stand for, as `/proc` names it.
-pub(super) fn descriptors(pid: i32) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
-    let links = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
-    links.map(|link| link.to_string_lossy().into_owned()).collect()
 }
 
 fn undumpable(links: &[String]) -> Vec<(String, &'static str)> {

@@ -1,7 +1,7 @@
 //! TCP connections of other processes, reset from outside.
 
+use crate::descriptors;
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -35,14 +35,12 @@ fn tcp_sockets(pid: i32) -> io::Result<Vec<OwnedFd>> {
     let pidfd = pidfd_open(pid)?;
     let mut seen = BTreeSet::new();
     let mut sockets = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
-        let is_new_socket = fs::read_link(entry.path()).is_ok_and(|link| {
-            let link = link.to_string_lossy().into_owned();
-            link.starts_with("socket:") && seen.insert(link)
-        });
-        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        let Some(number) = number.filter(|_| is_new_socket) else { continue };
-        let socket = fetch(&pidfd, number)?;
+    for descriptor in descriptors::of(pid)? {
+        let link = descriptor.link;
+        if !link.starts_with("socket:") || !seen.insert(link) {
+            continue;
+        }
+        let socket = fetch(&pidfd, descriptor.number)?;
         if is_tcp(&socket) {
             sockets.push(socket);
         }

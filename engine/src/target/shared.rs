@@ -5,6 +5,7 @@
 //! fails and the arrival with it. A page that never came is not a page of zeros.
 
 use super::intake::{Intake, read};
+use crate::cgroup::Freezer;
 use crate::protocol::SharedObject;
 use crate::track::Task;
 use blip_transport::page::{PageAt, PageIndex, PageRun, SpaceId};
@@ -78,15 +79,10 @@ pub(super) fn fill(
     Ok(filled.bytes())
 }
 
-/// The processes of a container.
+/// The processes of the restored container whose first one is `init`.
 fn tasks_beside(init: i32) -> Vec<Task> {
-    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let Some(own) = namespace(init) else { return Vec::new() };
-    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|&pid| namespace(pid).as_ref() == Some(&own))
-        .filter_map(Task::of)
-        .collect()
+    let processes = Freezer::of(init).and_then(|freezer| freezer.processes());
+    processes.unwrap_or_default().into_iter().filter_map(Task::of).collect()
 }
 
 /// Opens the object that a task has mapped.

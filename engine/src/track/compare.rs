@@ -147,24 +147,10 @@ fn content_of(bytes: &[u8]) -> Option<ContentHash> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::read::{ReadError, Reader};
+    use super::super::Task;
+    use super::super::hash::Memory;
     use super::*;
     use std::collections::BTreeMap;
-
-    /// This process's own memory.
-    struct Own(Reader);
-
-    impl Source for Own {
-        type Error = ReadError;
-
-        fn each(
-            &mut self,
-            runs: &[PageRun],
-            take: &mut dyn FnMut(PageRun, &[u8]),
-        ) -> Result<(), ReadError> {
-            self.0.each(std::process::id() as i32, runs, Stop::Frozen, take).map(drop)
-        }
-    }
 
     struct Map(BTreeMap<u64, ContentHash>);
 
@@ -189,8 +175,10 @@ mod tests {
         let mut all = Runs::default();
         all.push(first, first + 5);
         all.push(first + 9, first + count as u64);
-        let own = || Own(Reader::new());
-        let find = |sent: &Map| changed(SpaceId(1), &all, Stop::Frozen, sent, own).unwrap();
+        let space = SpaceId(1);
+        let task = Task { pid: std::process::id() as i32, space };
+        let own = || Memory::of(task, Stop::Frozen);
+        let find = |sent: &Map| changed(space, &all, Stop::Frozen, sent, own).unwrap();
         assert_eq!(find(&sent), Runs::default());
 
         // One changed, one to zeros, one from zeros, one never sent; and two

@@ -88,14 +88,14 @@ impl Hash {
 }
 
 /// The memory of a process.
-struct Memory {
+pub(super) struct Memory {
     pid: i32,
     stop: Stop,
     reader: Reader,
 }
 
 impl Memory {
-    fn of(task: Task, stop: Stop) -> Self {
+    pub(super) fn of(task: Task, stop: Stop) -> Self {
         Self { pid: task.pid, stop, reader: Reader::new() }
     }
 }
