@@ -39,12 +39,23 @@ fn docker_26_restores_from_its_own_checkpoint() {
     hosts.a().run(&["docker", "exec", "counter", "sh", "-c", write]).expect("docker exec");
     counts_on(&hosts, hosts.a(), 10);
 
-    // A target that fails before the grant, and one that cannot start it.
-    hosts.b().run(&["sh", "-c", "mv /usr/sbin/criu /usr/sbin/criu.away"]).expect("mv");
-    let before = last(&hosts, hosts.a());
+    // A target that lacks CRIU, and one that loses it on the way: it learns after
+    // the grant that it cannot start the container.
+    let criu_goes = "mv /usr/sbin/criu /usr/sbin/criu.away";
+    let criu_comes = "mv /usr/sbin/criu.away /usr/sbin/criu";
+    hosts.b().run(&["sh", "-c", criu_goes]).expect("mv");
     let (code, _, said) = hosts.start_migration_with("counter", "--restore docker").end();
-    assert!(matches!(code, Some(1 | 3)), "{code:?} {said}");
-    hosts.b().run(&["sh", "-c", "mv /usr/sbin/criu.away /usr/sbin/criu"]).expect("mv");
+    assert!(code == Some(3) && said.contains("CRIU is missing"), "{code:?} {said}");
+    hosts.b().run(&["sh", "-c", criu_comes]).expect("mv");
+    let before = last(&hosts, hosts.a());
+    let mut migration = hosts.start_migration_with("counter", "--restore docker");
+    migration.wait_for("end preflight");
+    hosts.b().run(&["sh", "-c", criu_goes]).expect("mv");
+    let (code, events, said) = migration.end();
+    assert_eq!(code, Some(1), "{said}");
+    let report = events.last().expect("a report");
+    assert!(report.contains("kept") && report.contains("criu"), "{report}");
+    hosts.b().run(&["sh", "-c", criu_comes]).expect("mv");
     counts_on(&hosts, hosts.a(), before);
     hosts.target_is_empty("without CRIU there");
 

@@ -51,8 +51,8 @@ pub enum Charge {
     Stopped {
         /// Docker's ID of it.
         container: String,
-        /// The checkpoint that it can be started from.
-        checkpoint: String,
+        /// Where the checkpoint is that it can be started from.
+        checkpoint: PathBuf,
     },
     /// A container that has arrived without all of its memory.
     Target {
@@ -168,8 +168,7 @@ pub fn main(charge: &str) -> io::Result<()> {
             thawed.and(removed)
         }
         Charge::Stopped { container, checkpoint } => {
-            let words = ["start", "--checkpoint", &checkpoint, &container];
-            Command::new("docker").args(words).stdout(Stdio::null()).status().map(drop)
+            crate::external::start_blocking(&container, &checkpoint)
         }
         Charge::Target { init } => {
             let init = nix::unistd::Pid::from_raw(init);

@@ -295,7 +295,7 @@ impl Arrival {
 
     /// A start that failed has run nothing, if Docker says so too.
     async fn resume(&mut self) -> TargetEvent {
-        let Err(error) = start(&self.id, self.request.ticket).await else {
+        let Err(error) = start(&self.id, &self.checkpoint).await else {
             return TargetEvent::Resumed;
         };
         match self.agent.docker.inspect(&self.id).await {

@@ -39,6 +39,8 @@ pub struct Departure<'a> {
     begun: Instant,
     parts: Vec<PhaseTime>,
     memory: ByteSize,
+    /// Why it could not be started again here, if it could not.
+    stranded: Option<String>,
 }
 
 impl<'a> Departure<'a> {
@@ -65,6 +67,7 @@ impl<'a> Departure<'a> {
             begun: Instant::now(),
             parts: Vec::new(),
             memory: ByteSize(0),
+            stranded: None,
         })
     }
 
@@ -111,8 +114,7 @@ impl<'a> Departure<'a> {
         self.ledger.save(self.record.ticket, &self.record).map_err(state)?;
         let id = self.record.container.clone();
         let policy = self.run.docker().set_restart_policy(&id, never_restart()).await;
-        let charge =
-            Charge::Stopped { container: id.clone(), checkpoint: checkpoint(self.record.ticket) };
+        let charge = Charge::Stopped { container: id.clone(), checkpoint: self.checkpoint.clone() };
         self.guard = Guard::start(&charge, &[]).ok();
         self.begun = Instant::now();
         let done = match policy {
@@ -201,8 +203,7 @@ impl<'a> Departure<'a> {
             SourceAction::Thaw => {
                 self.dismiss_guard();
                 if let Err(error) = thaw(self.run.docker(), &self.record).await {
-                    tracing::error!("{error}");
-                    self.run.note(error);
+                    self.stranded = Some(error);
                 }
             }
             SourceAction::Retire => {
@@ -245,8 +246,11 @@ impl<'a> Departure<'a> {
         }
     }
 
-    async fn finish(self) -> Result<Ended, MigrateError> {
-        let outcome = self.machine.outcome().unwrap_or(Outcome::Moved);
+    async fn finish(mut self) -> Result<Ended, MigrateError> {
+        let outcome = match self.stranded.take() {
+            Some(why) => Outcome::InDoubt { why },
+            None => self.machine.outcome().unwrap_or(Outcome::Moved),
+        };
         if let Outcome::Kept { .. } = outcome {
             let _ = self.ledger.remove(self.record.ticket);
         }
@@ -291,20 +295,17 @@ impl<'a> Departure<'a> {
 
 /// Starts a container from its checkpoint where it was.
 pub async fn thaw(docker: &Docker, record: &SourceRecord) -> Result<(), String> {
-    let started = start(&record.container, record.ticket).await;
-    started.map_err(|error| {
+    let root = docker.root().await.map_err(|error| error.to_string())?;
+    let checkpoint = directory(&root, &record.container, record.ticket);
+    start(&record.container, &checkpoint).await.map_err(|error| {
         format!(
             "container '{}' is stopped here and could not be started from its checkpoint: {error}; \
-             try again: docker start --checkpoint {} {}",
-            record.name,
-            checkpoint(record.ticket),
+             to try again: blip resolve",
             record.name
         )
     })?;
     restore_policy(docker, record).await;
-    if let Ok(root) = docker.root().await {
-        let _ = fs::remove_dir_all(directory(&root, &record.container, record.ticket));
-    }
+    let _ = fs::remove_dir_all(checkpoint);
     Ok(())
 }
 

@@ -23,6 +23,8 @@ pub use departure::{Departure, thaw};
 use crate::handover::Ticket;
 use crate::protocol::{Finding, HostFacts};
 use clap::ValueEnum;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::Command;
@@ -59,6 +61,9 @@ pub fn finding(facts: &HostFacts, side: &str, networks: bool) -> Option<Finding>
     (!facts.docker_experimental).then(|| Finding::blocker(what, remedy))
 }
 
+/// A file in a checkpoint that is nobody's image.
+const MARK: &str = "blip-mark";
+
 /// The name of a migration's checkpoint.
 fn checkpoint(ticket: Ticket) -> String {
     format!("blip-{}", &ticket.to_string()[..12])
@@ -69,12 +74,37 @@ fn directory(docker_root: &Path, container: &str, ticket: Ticket) -> PathBuf {
     docker_root.join("containers").join(container).join("checkpoints").join(checkpoint(ticket))
 }
 
-/// Starts container `id` from the checkpoint of `ticket`.
+/// Starts container `id` from its checkpoint in `directory`, where Docker keeps
+/// it.
 ///
 /// # Errors
 /// With Docker's words.
-pub async fn start(id: &str, ticket: Ticket) -> Result<(), String> {
-    docker(&["start", "--checkpoint", &checkpoint(ticket), id]).await
+pub async fn start(id: &str, directory: &Path) -> Result<(), String> {
+    mark(directory).map_err(|error| format!("cannot write to {directory:?}: {error}"))?;
+    docker(&start_words(id, directory)).await
+}
+
+/// The same, for a process without a runtime of tokio's.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn start_blocking(id: &str, directory: &Path) -> io::Result<()> {
+    mark(directory)?;
+    let mut command = std::process::Command::new("docker");
+    let status = command.args(start_words(id, directory)).stdout(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
+}
+
+fn start_words<'a>(id: &'a str, directory: &'a Path) -> [&'a str; 4] {
+    let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    ["start", "--checkpoint", name, id]
+}
+
+/// Makes a checkpoint unlike any that containerd has: Docker gives it one to
+/// start from, and it refuses content that it holds, as it does until it
+/// collects the garbage of `checkpoint create` ("content …: already exists").
+fn mark(directory: &Path) -> io::Result<()> {
+    fs::write(directory.join(MARK), fs::read("/proc/sys/kernel/random/uuid")?)
 }
 
 /// `docker …`: the API's client that blip uses knows no checkpoints.

@@ -25,7 +25,7 @@ use crate::image;
 use crate::kept::Keeper;
 use crate::ledger::{Ledger, Made, TargetRecord, TargetStep};
 use crate::network;
-use crate::protocol::{HostFacts, ToSource, ToTarget};
+use crate::protocol::{ToSource, ToTarget};
 use crate::runtime::stage::{Fate, STAGE_ROOT, StageDir};
 use arrival::{Arrival, Question};
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender, Session};
@@ -40,7 +40,6 @@ use tokio::sync::{mpsc, oneshot};
 pub struct Agent {
     pub(crate) docker: Docker,
     pub(crate) ledger: Ledger,
-    facts: HostFacts,
     /// What must survive a crash.
     state: PathBuf,
     pub(crate) history: History,
@@ -57,11 +56,10 @@ impl Agent {
         register_runtime(&docker, blip).await?;
         let ledger = Ledger::open(&state.join("arrivals"))?;
         clean_up(&docker, &ledger).await?;
-        let facts = check::facts(&docker).await?;
         let under_way = Mutex::default();
         let (state, history) = (state.to_owned(), History::of(state));
         let keeper = Mutex::new(keep());
-        Ok(Arc::new(Self { docker, ledger, facts, state, history, keeper, under_way }))
+        Ok(Arc::new(Self { docker, ledger, state, history, keeper, under_way }))
     }
 
     /// Serves one connection to its end.
@@ -84,9 +82,9 @@ impl Agent {
             match from_source.recv().await? {
                 ToTarget::Check(request) => {
                     let remains = Remains::read(&self.state);
-                    let findings =
-                        check::target(&self.docker, &self.facts, &remains, &request).await?;
-                    let target = self.facts.clone();
+                    // Anew each time: a host's equipment changes while its agent runs.
+                    let target = check::facts(&self.docker).await?;
+                    let findings = check::target(&self.docker, &target, &remains, &request).await?;
                     let image = check::image(&self.docker, &request).await?;
                     to_source.send(&ToSource::Checked { findings, target, image }).await?;
                 }
