@@ -146,6 +146,18 @@ impl Rig {
             // That there is none is the usual case.
             let _ = host.run(&["docker", "rm", "--force", "--volumes", container]);
         }
+        self.forget_neighbours();
+    }
+
+    /// Has the client forget whose address is whose. The next container may have
+    /// an address of the last one, with another MAC, on another host; asking the
+    /// old one goes on for up to a minute.
+    fn forget_neighbours(&self) {
+        let flush = ["ip", "neigh", "flush", "all"];
+        let done = self.lab.client().command(&flush).stdout(Stdio::null()).status();
+        if !done.as_ref().is_ok_and(ExitStatus::success) {
+            tracing::warn!("the client keeps its neighbours: {done:?}");
+        }
     }
 
     /// Ends the agents and, unless it was up before or is to be kept, the lab.
