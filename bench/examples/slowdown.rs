@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use blip_bench::interrupt;
 use blip_bench::lab::LabSpec;
 use blip_bench::probe::{Place, within};
 use blip_bench::rig::{NETWORK, Order, Rig, blip_beside};
@@ -62,6 +63,7 @@ fn main() -> Result<()> {
     let program = std::env::current_exe()?;
     let beside = program.ancestors().nth(2).context("target/PROFILE")?.join("blip-bench");
     let name = format!("slow-{}", std::process::id());
+    let _doomed = interrupt::doom(&name, false);
     let spec = LabSpec { name, program: Some(beside.clone()), ..LabSpec::default() };
     let rig = Rig::start(&spec, &blip_beside(&beside)?, &["b"])?;
     let result = measure(&rig, &args);

@@ -4,6 +4,7 @@
 pub mod baseline;
 pub mod capture;
 pub mod demo;
+pub mod interrupt;
 pub mod lab;
 pub mod plot;
 pub mod probe;

@@ -14,7 +14,8 @@ use std::io;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-/// More than the buffers hold: 15 MB of accounts each.
+/// More than the buffers hold: 15 MB of accounts each. `BLIP_POSTGRES_SCALE`
+/// asks for another one: 128 makes a data directory of 2 GiB.
 const SCALE: &str = "36";
 const BUFFERS: u64 = (512 << 20) / 8192;
 /// How long the server may take to make its cluster.
@@ -31,7 +32,7 @@ impl<'a> Server<'a> {
     fn start(hosts: &'a Hosts) -> Self {
         hosts.lab.add_application(&POSTGRESQL, None).expect("the image");
         let address = hosts.lab.container_address(1).to_string();
-        let options = format!("--network blipnet --ip {address}");
+        let options = format!("--network blipnet --ip {address} --volume cluster:/data");
         let words = "postgresql-server -c shared_buffers=512MB -c huge_pages=off \
                      -c max_wal_size=4GB -c logging_collector=off";
         let words: Vec<&str> = words.split_whitespace().collect();
@@ -43,7 +44,8 @@ impl<'a> Server<'a> {
             assert!(Instant::now() < until, "the server does not answer: {}", log());
             std::thread::sleep(Duration::from_millis(200));
         }
-        server.program(&["pgbench", "--initialize", "--quiet", "--scale", SCALE]);
+        let scale = std::env::var("BLIP_POSTGRES_SCALE").unwrap_or_else(|_| SCALE.into());
+        server.program(&["pgbench", "--initialize", "--quiet", "--scale", &scale]);
         for extension in ["pg_prewarm", "pg_buffercache", "amcheck"] {
             server.ask(&format!("CREATE EXTENSION {extension}"));
         }
@@ -126,11 +128,17 @@ fn books_balance(server: &Server<'_>) -> u64 {
     sums[4].parse().expect("a number")
 }
 
-/// Bytes that crossed the link while the container stood still.
-fn sent_frozen(report: &Value) -> u64 {
+/// Bytes of memory that crossed the link while the container stood still.
+fn memory_sent_frozen(report: &Value) -> u64 {
     let rounds = report["rounds"].as_array().expect("rounds");
     let frozen = rounds.iter().filter(|round| round["frozen"] == true);
     frozen.map(|round| round["bytes_wire"].as_u64().expect("a number")).sum()
+}
+
+/// Bytes in the server's data directory, on this host.
+fn data_directory(hosts: &Hosts, host: &blip_bench::lab::Host) -> u64 {
+    let said = hosts.docker(host, "exec postgres du --summarize --bytes /data");
+    said.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
 }
 
 #[test]
@@ -146,6 +154,7 @@ fn postgresql_moves_with_full_buffers_under_load() {
     let (used, dirty) = server.buffers();
     eprintln!("{used} of {BUFFERS} buffers used, {dirty} dirty");
     assert!(used * 100 >= BUFFERS * 95 && dirty > 100, "{used} used, {dirty} dirty");
+    let size = data_directory(&hosts, hosts.a());
 
     let (code, lines, err) = hosts.start_migration("postgres").end();
     assert_eq!(code, Some(0), "{err}\n{}", lines.join("\n"));
@@ -157,12 +166,15 @@ fn postgresql_moves_with_full_buffers_under_load() {
     let notes = lines.iter().filter(|line| line.contains(" crossed the link"));
     eprintln!("{}", notes.cloned().collect::<Vec<_>>().join("\n"));
     eprintln!(
-        "downtime {} ms: {}; {} bytes sent in the freeze; longest wait for an insert {:?}",
+        "downtime {} ms: {}; {} bytes of memory sent in the freeze; longest wait for an insert {:?}",
         report["downtime_ms"],
         report["downtime"],
-        sent_frozen(&report),
+        memory_sent_frozen(&report),
         written.longest,
     );
+    eprintln!("{size} bytes of data; files: {}", report["files"]);
+    let frozen = report["files"]["frozen"]["bytes_wire"].as_u64().expect("a number");
+    assert!(frozen * 100 <= size, "{frozen} bytes of files of {size} were sent in the freeze");
     assert!(said.last().is_some_and(|line| !line.contains(" 0.0 tps")), "{said:?}");
     assert!(said.iter().all(|line| line.contains(", 0 failed")), "{said:?}");
     assert_eq!(server.ask("SELECT pg_postmaster_start_time()"), begun, "it was started anew");

@@ -97,6 +97,34 @@ pub struct RoundReport {
     pub stall_ms: f64,
 }
 
+/// What a pass over all files came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FilesPass {
+    /// Files, directories and links looked at.
+    pub scanned: u64,
+    /// Those that had changed or were gone.
+    pub changed: u64,
+    /// Bytes read to find out.
+    pub bytes_read: ByteSize,
+    /// Bytes that went over the link for them.
+    pub bytes_wire: ByteSize,
+    /// Length of the pass in milliseconds.
+    pub ms: f64,
+}
+
+/// How the writable layer, volumes and tmpfs mounts went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FilesReport {
+    /// Passes while the container ran.
+    pub passes: u32,
+    /// The first of them: all that the target lacked.
+    pub first: FilesPass,
+    /// The last of them, if there were two.
+    pub last: FilesPass,
+    /// What was done while the container stood still.
+    pub frozen: FilesPass,
+}
+
 /// One part of the downtime.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PhaseTime {
@@ -265,6 +293,9 @@ pub struct Report {
     pub total_ms: f64,
     /// Every round, the frozen one last.
     pub rounds: Vec<RoundReport>,
+    /// Its files.
+    #[serde(default)]
+    pub files: FilesReport,
     /// Bytes that left the source in all streams, after compression.
     pub bytes_sent: ByteSize,
     /// Bytes that came back: answers, and what the target said it still had of

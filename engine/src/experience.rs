@@ -166,6 +166,7 @@ mod tests {
             downtime: Phase::DOWNTIME.map(part).to_vec(),
             total_ms: 0.0,
             rounds: Vec::new(),
+            files: Default::default(),
             bytes_sent: ByteSize(0),
             bytes_received: ByteSize(0),
             memory_bytes: ByteSize(256 << 20),

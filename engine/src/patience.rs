@@ -1,12 +1,18 @@
-//! How long a silent host is borne with.
+//! How long a silent host is borne with, and a grant that waits.
 
 use blip_transport::link::quic::Settings;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Seconds without a sign of life after which the other host counts as gone,
 /// where the usual second is too short: on emulated machines, and in tests that
 /// stop a host. The shorter of both ends' counts.
 const VARIABLE: &str = "BLIP_PATIENCE";
+
+/// A file: while it exists, the source gives no grant. Both copies stand still
+/// then, complete and the same, for whoever wants to compare them.
+const HOLD: &str = "BLIP_HOLD_WHILE";
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// The settings of this host's links.
 pub fn link_settings() -> Settings {
@@ -18,6 +24,18 @@ pub fn link_settings() -> Settings {
 /// five signs of life missed, and it runs again within two seconds.
 pub fn silence_limit() -> Duration {
     asked().unwrap_or(Duration::from_secs(1))
+}
+
+/// The file that holds the grant back, if there is one.
+pub fn held_by() -> Option<PathBuf> {
+    std::env::var_os(HOLD).map(PathBuf::from).filter(|path| path.exists())
+}
+
+/// Returns when the file is gone.
+pub async fn until_gone(path: &Path) {
+    while path.exists() {
+        tokio::time::sleep(GLANCE).await;
+    }
 }
 
 fn asked() -> Option<Duration> {

@@ -16,6 +16,7 @@ use super::lab_stage::LabStage;
 use super::render::{Palette, render_in, render_series};
 use super::report::{DemoReport, Series};
 use super::script::{self, Options, Step};
+use crate::interrupt;
 use crate::lab::{CgroupMode, LabSpec, Suite};
 use crate::rig;
 
@@ -69,6 +70,7 @@ impl DemoCommand {
             ..LabSpec::default()
         };
         let began = Instant::now();
+        let _doomed = interrupt::doom(&self.name, self.keep);
         let mut stage = LabStage::start(&spec, &blip)?;
         let up_ms = began.elapsed().as_millis() as u64;
         let played = self.play(&mut stage, up_ms);

@@ -32,11 +32,13 @@ impl Expected {
     /// # Errors
     /// When the server does not answer.
     pub fn ask(redis: &Redis) -> Result<Expected, RedisError> {
-        Ok(Expected {
-            digest: redis.digest()?,
-            server_digest: redis.server_digest()?,
-            identity: redis.identity()?,
-        })
+        // While one thread hashes what it is told, the server can hash, too.
+        let (digest, server_digest) = std::thread::scope(|scope| {
+            let other = scope.spawn(|| redis.server_digest());
+            let digest = redis.digest();
+            (digest, other.join().unwrap_or_else(|why| std::panic::resume_unwind(why)))
+        });
+        Ok(Expected { digest: digest?, server_digest: server_digest?, identity: redis.identity()? })
     }
 
     /// What is not as it was, one line each.

@@ -14,6 +14,7 @@ use super::record::Record;
 use super::runner::Runner;
 use super::sample::{Ended, Sample};
 use crate::baseline;
+use crate::interrupt;
 use crate::lab::{CgroupMode, LabSpec, Suite};
 use crate::report::ReportCommand;
 use crate::rig::{self, Rig};
@@ -162,6 +163,7 @@ impl RunCommand {
             peers: plan.needs_peers(),
             ..LabSpec::default()
         };
+        let _doomed = interrupt::doom(&self.name, self.keep);
         let rig = Rig::start(&spec, &blip, &["a", "b"])?;
         let mut runner = Runner::new(&rig, &plan, &program);
         let mut tally = Tally { all: plan.cells().len(), ..Tally::default() };

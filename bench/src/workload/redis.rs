@@ -5,9 +5,10 @@
 //! (see [`crate::probe::Place`]).
 
 use std::net::SocketAddr;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use redis::Connection;
+use redis::{Connection, Pipeline};
 use serde::{Deserialize, Serialize};
 
 use super::dataset::{Dataset, Digest, Digester, KEY_PREFIX};
@@ -34,6 +35,9 @@ pub const COMMAND: [&str; 9] = [
 
 /// Bytes of data written, or read back, per round trip.
 const BATCH: usize = 1 << 20;
+
+/// Batches that are made before they are asked for.
+const BATCHES: usize = 4;
 
 /// Why Redis could not be filled or read.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +124,8 @@ impl Redis {
         }
     }
 
-    /// Writes the whole dataset, pipelined. Keys that exist are overwritten.
+    /// Writes the whole dataset, pipelined; it is made in a thread of its own
+    /// meanwhile. Keys that exist are overwritten.
     ///
     /// # Errors
     /// [`RedisError::Talk`] when the server refuses a write (memory limit) or
@@ -128,21 +133,17 @@ impl Redis {
     pub fn fill(&self, dataset: Dataset) -> Result<Filled, RedisError> {
         let began = Instant::now();
         let mut connection = self.connect()?;
-        let mut digester = Digester::default();
-        let mut pipe = redis::pipe();
-        let mut pending = 0;
-        for entry in dataset.entries() {
-            digester.add(entry.key.as_bytes(), &entry.value);
-            pending += entry.value.len();
-            pipe.set(&entry.key, &entry.value).ignore();
-            if pending >= BATCH {
-                pipe.exec(&mut connection).map_err(self.failed("write"))?;
-                pipe.clear();
-                pending = 0;
+        let (batches, made) = sync_channel(BATCHES);
+        let digest = std::thread::scope(|scope| {
+            let making = scope.spawn(move || make(dataset, &batches));
+            for batch in made {
+                let written = batch.exec(&mut connection);
+                // Nobody takes the next one then, and the other thread ends.
+                written.map_err(self.failed("write"))?;
             }
-        }
-        pipe.exec(&mut connection).map_err(self.failed("write"))?;
-        Ok(Filled { digest: digester.finish(), ms: began.elapsed().as_millis() as u64 })
+            Ok(making.join().unwrap_or_else(|why| std::panic::resume_unwind(why)))
+        })?;
+        Ok(Filled { digest, ms: began.elapsed().as_millis() as u64 })
     }
 
     /// Reads every key of the dataset back and digests it. The probe's
@@ -267,4 +268,24 @@ impl Redis {
         let addr = self.addr;
         move |source| RedisError::Talk { what, addr, source }
     }
+}
+
+/// Makes a dataset as batches of writes, for as long as somebody takes them.
+fn make(dataset: Dataset, batches: &SyncSender<Pipeline>) -> Digest {
+    let mut digester = Digester::default();
+    let mut pipe = redis::pipe();
+    let mut pending = 0;
+    for entry in dataset.entries() {
+        digester.add(entry.key.as_bytes(), &entry.value);
+        pending += entry.value.len();
+        pipe.set(&entry.key, &entry.value).ignore();
+        if pending >= BATCH {
+            pending = 0;
+            if batches.send(std::mem::replace(&mut pipe, redis::pipe())).is_err() {
+                break;
+            }
+        }
+    }
+    let _ = batches.send(pipe);
+    digester.finish()
 }

@@ -111,10 +111,11 @@ impl Hosts {
     }
 
     /// Has blip on both hosts bear with one that is silent for a minute: the test
-    /// stops it. Ends the agent and starts it again.
-    pub(crate) fn be_patient(&mut self) {
+    /// stops it. `more` is for its environment, too. Ends the agent and starts it
+    /// again.
+    pub(crate) fn be_patient(&mut self, more: &[&'static str]) {
         self.kill_agent();
-        self.environment = vec!["BLIP_PATIENCE=60"];
+        self.environment = [&["BLIP_PATIENCE=60"], more].concat();
         self.start_agent();
     }
 
@@ -341,12 +342,25 @@ impl Migration {
 
     /// The same; if it ends before, all it said.
     pub(crate) fn comes_to(&mut self, sign: &str) -> Result<(), String> {
+        self.comes_to_event(|event| {
+            let phase = event["phase"].as_str().unwrap_or_default();
+            format!("{} {phase}", event["event"].as_str().unwrap_or_default()) == sign
+        })
+    }
+
+    /// Reads on until a note begins so.
+    pub(crate) fn comes_to_note(&mut self, beginning: &str) -> Result<(), String> {
+        self.comes_to_event(|event| {
+            let text = event["text"].as_str().unwrap_or_default();
+            event["event"] == "note" && text.starts_with(beginning)
+        })
+    }
+
+    fn comes_to_event(&mut self, is_it: impl Fn(&Value) -> bool) -> Result<(), String> {
         let mut line = String::new();
         let mut all = String::new();
         while self.out.read_line(&mut line).expect("an event") > 0 {
-            let event: Value = serde_json::from_str(&line).expect("JSON");
-            let phase = event["phase"].as_str().unwrap_or_default();
-            if format!("{} {phase}", event["event"].as_str().unwrap_or_default()) == sign {
+            if is_it(&serde_json::from_str(&line).expect("JSON")) {
                 return Ok(());
             }
             all += &std::mem::take(&mut line);

@@ -129,7 +129,7 @@ impl Process {
                     continue;
                 }
                 found.pages += 1;
-                let (a, b) = (self.page(page)?, twin.page(page)?);
+                let (a, b) = (self.page(page)?, twin.page_or_none(page)?);
                 if a != b && !is_the_kernels(&a, &b) {
                     let first = a.iter().zip(&b).position(|(a, b)| a != b).unwrap_or_default();
                     if found.differences.len() < TOLD {
@@ -148,6 +148,16 @@ impl Process {
         self.pagemap.read_exact_at(&mut bytes, page * 8)?;
         let words = bytes.chunks_exact(8).filter_map(|word| word.try_into().ok());
         Ok(words.map(u64::from_ne_bytes).collect())
+    }
+
+    /// Zeros where there is no page: one that is missing in memory watched by a
+    /// userfaultfd cannot be read from outside, and is one of zeros as soon as its
+    /// process asks for it.
+    fn page_or_none(&self, page: u64) -> io::Result<[u8; PAGE as usize]> {
+        match self.page(page) {
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok([0; PAGE as usize]),
+            other => other,
+        }
     }
 
     fn page(&self, page: u64) -> io::Result<[u8; PAGE as usize]> {

@@ -2,7 +2,7 @@
 
 use super::{checkpoint, directory, docker, start};
 use crate::docker::{Docker, never_restart};
-use crate::event::{Forecast, LazyReport, Phase, PhaseTime, TrackingReport, millis};
+use crate::event::{FilesReport, Forecast, LazyReport, Phase, PhaseTime, TrackingReport, millis};
 use crate::guard::{Charge, Guard};
 use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Verdict};
 use crate::ledger::{Ledger, SourceRecord};
@@ -39,6 +39,7 @@ pub struct Departure<'a> {
     begun: Instant,
     parts: Vec<PhaseTime>,
     memory: ByteSize,
+    files: FilesReport,
     /// Why it could not be started again here, if it could not.
     stranded: Option<String>,
 }
@@ -67,6 +68,7 @@ impl<'a> Departure<'a> {
             begun: Instant::now(),
             parts: Vec::new(),
             memory: ByteSize(0),
+            files: FilesReport::default(),
             stranded: None,
         })
     }
@@ -138,6 +140,7 @@ impl<'a> Departure<'a> {
     async fn ship(&mut self, trees: Trees, log: Option<Log>) -> Result<(), MigrateError> {
         self.run.docker().wait_ended(&self.record.container).await?;
         let (trees, _) = trees.round(Pace::Frozen, &self.peer.link).await?;
+        self.files = trees.report();
         self.files_applied(trees.streams()).await?;
         let mut blobs =
             self.peer.link.open_blobs(Priority::AHEAD).await.map_err(PeerError::from)?;
@@ -260,6 +263,7 @@ impl<'a> Departure<'a> {
         Ok(Ended {
             outcome,
             rounds: Vec::new(),
+            files: self.files,
             forecast: Forecast {
                 method: Method::StopAndCopy,
                 rounds: 1,

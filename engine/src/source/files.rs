@@ -3,6 +3,7 @@
 
 use super::subject::Subject;
 use super::written::{TreeLog, Written};
+use crate::event::{FilesPass, FilesReport, millis};
 use crate::mounts::Origin;
 use crate::target::stage::docker_own;
 use blip_transport::files::{
@@ -84,6 +85,8 @@ pub struct Trees {
     all: Vec<Outgoing>,
     /// Streams sent so far.
     streams: u32,
+    /// What all rounds so far came to.
+    report: FilesReport,
 }
 
 /// One tree and what the target has of it.
@@ -118,6 +121,23 @@ impl FilesRound {
     fn is_little(&self) -> bool {
         self.took < LITTLE_TIME && self.wire < LITTLE
     }
+
+    fn enter(&self, pace: Pace, report: &mut FilesReport) {
+        let pass = match pace {
+            Pace::Live if report.passes == 0 => &mut report.first,
+            Pace::Live => &mut report.last,
+            Pace::Frozen | Pace::Names => &mut report.frozen,
+        };
+        if pace == Pace::Live {
+            report.passes += 1;
+            *pass = FilesPass::default();
+        }
+        pass.scanned += self.scanned;
+        pass.changed += self.changed;
+        pass.bytes_read += self.read;
+        pass.bytes_wire += self.wire;
+        pass.ms += millis(self.took);
+    }
 }
 
 impl Trees {
@@ -148,7 +168,12 @@ impl Trees {
             let path = tmpfs.path();
             add(id, Scanner::open(&path, Tree::Plain, Exclude::default())?, &path);
         }
-        Ok(Self { all, streams: 0 })
+        Ok(Self { all, streams: 0, report: FilesReport::default() })
+    }
+
+    /// What all rounds came to.
+    pub fn report(&self) -> FilesReport {
+        self.report
     }
 
     /// How many streams the target has been sent in all rounds.
@@ -182,7 +207,9 @@ impl Trees {
         }
         sum.took = begun.elapsed();
         tracing::debug!(?pace, ?sum, "files");
-        Ok((Self { all, streams }, sum))
+        let mut report = self.report;
+        sum.enter(pace, &mut report);
+        Ok((Self { all, streams, report }, sum))
     }
 }
 

@@ -25,8 +25,8 @@ pub mod written;
 use crate::connections;
 use crate::docker::Docker;
 use crate::event::{
-    Event, Events, Forecast, GoalReport, LazyReport, Phase, PhaseTime, Report, RoundReport,
-    TrackingReport, Versions, millis,
+    Event, Events, FilesReport, Forecast, GoalReport, LazyReport, Phase, PhaseTime, Report,
+    RoundReport, TrackingReport, Versions, millis,
 };
 use crate::experience::Experience;
 use crate::external::{self, Departure, Restore};
@@ -255,6 +255,7 @@ pub struct Manner {
 pub struct Ended {
     pub(crate) outcome: Outcome,
     pub(crate) rounds: Vec<RoundReport>,
+    pub(crate) files: FilesReport,
     pub(crate) downtime: Vec<PhaseTime>,
     pub(crate) lazy: LazyReport,
     pub(crate) memory: ByteSize,
@@ -540,6 +541,7 @@ impl Run {
             downtime: ended.downtime,
             total_ms: millis(self.begun.elapsed()),
             rounds: ended.rounds,
+            files: ended.files,
             bytes_sent: ended.sent,
             bytes_received: ended.received,
             memory_bytes: ended.memory,

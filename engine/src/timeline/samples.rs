@@ -138,6 +138,7 @@ impl Stage {
             downtime: self.downtime.clone(),
             total_ms: self.now,
             rounds: self.rounds.clone(),
+            files: Default::default(),
             bytes_sent: ByteSize(self.sent),
             bytes_received: ByteSize(0),
             memory_bytes: ByteSize(1 << 30),

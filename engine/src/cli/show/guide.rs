@@ -79,6 +79,12 @@ finished   The report; the last event, unless it was called off.
              nothing of what clients saw
   total_ms   length of the command
   rounds     a list of all rounds, each as in the event round
+  files      its writable layer, volumes and tmpfs mounts:
+    passes     over all files while it ran
+    first, last, frozen  the first and the last of those, and what was done
+               inside the downtime, each with scanned and changed (files,
+               directories, links), bytes_read (to find out), bytes_wire (over
+               the link), ms
   bytes_sent bytes that left the source in all, after compression
   bytes_received
              bytes that came back: answers, and the list of what the target

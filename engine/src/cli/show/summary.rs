@@ -19,6 +19,7 @@ pub(crate) fn summary(report: &Report, why: Option<&str>) -> String {
     }
     parts.extend(brownout(report).map(|text| field("brownout", &text)));
     parts.push(field("memory", &memory(report)));
+    parts.extend(files(report).map(|text| field("files", &text)));
     if report.throttled_percent > 0 {
         let taken = report.throttled_percent;
         let text = format!("at most {taken} % of the CPU time was taken, and all given back");
@@ -155,6 +156,20 @@ fn tracker(report: &Report) -> String {
         text += &format!("; {rounds} took all pages, as a pre-dump failed");
     }
     text
+}
+
+/// `None`: it has none.
+fn files(report: &Report) -> Option<String> {
+    let (first, frozen) = (report.files.first, report.files.frozen);
+    (first.scanned > 0).then(|| {
+        format!(
+            "{} in {}; in the freeze {} changed, {} sent",
+            count(first.scanned, "file"),
+            count(report.files.passes.into(), "round"),
+            frozen.changed,
+            frozen.bytes_wire
+        )
+    })
 }
 
 fn memory(report: &Report) -> String {

@@ -28,6 +28,7 @@ pub(super) fn report() -> Report {
         downtime,
         total_ms: 3412.0,
         rounds: vec![RoundReport::default(); 5],
+        files: Default::default(),
         bytes_sent: ByteSize(367 << 20),
         bytes_received: ByteSize(0),
         memory_bytes: ByteSize(1 << 30),

@@ -7,6 +7,7 @@ mod rest;
 mod ship;
 mod still;
 
+use super::files::Trees;
 use super::freeze::{Frozen, Ready};
 use super::peer::Peer;
 use super::pump::{Pump, PumpError, RoundDone};
@@ -19,7 +20,7 @@ use crate::external::{Restore, remembered};
 use crate::forward::Forward;
 use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdict};
 use crate::ledger::{Ledger, SourceRecord};
-use crate::patience::silence_limit;
+use crate::patience::{held_by, silence_limit, until_gone};
 use crate::plan::LinkFacts;
 use crate::protocol::{ToSource, ToTarget};
 use blip_transport::link::quic::Vigil;
@@ -244,10 +245,13 @@ impl<'a> Handover<'a> {
             }
             // It is on disk since before the freeze: a disk that is slow to
             // sync costs no downtime. The guard must be gone before the grant.
-            SourceAction::SaveTicket => match self.dismiss_guard() {
-                Ok(()) => Some(SourceEvent::TicketSaved),
-                Err(error) => Some(SourceEvent::Failed(error.to_string())),
-            },
+            SourceAction::SaveTicket => {
+                self.wait_while_held().await;
+                match self.dismiss_guard() {
+                    Ok(()) => Some(SourceEvent::TicketSaved),
+                    Err(error) => Some(SourceEvent::Failed(error.to_string())),
+                }
+            }
             SourceAction::SendGrant => {
                 self.run.events.send(Event::Begin { phase: Phase::Grant });
                 let said = self.peer.say(&ToTarget::Grant(self.ticket)).await;
@@ -265,6 +269,14 @@ impl<'a> Handover<'a> {
                 self.retire().await;
                 None
             }
+        }
+    }
+
+    /// Only where somebody asks for it: the downtime goes on.
+    async fn wait_while_held(&self) {
+        if let Some(path) = held_by() {
+            self.run.note(format!("held: no grant while {path:?} exists"));
+            until_gone(&path).await;
         }
     }
 
@@ -347,6 +359,7 @@ impl<'a> Handover<'a> {
         Ok(Ended {
             outcome,
             rounds: self.copied.rounds,
+            files: self.copied.trees.as_ref().map(Trees::report).unwrap_or_default(),
             downtime: self.clock.parts,
             lazy: self.lazy,
             memory: self.memory,
