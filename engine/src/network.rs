@@ -175,7 +175,7 @@ impl Cut {
         }
         // Before the rules, which may be in force although the answer is lost.
         self.holding = true;
-        let rules = remove_rules(CUT) + &hold_rules(&self.interfaces);
+        let rules = remove_rules(&cut()) + &hold_rules(&self.interfaces);
         let what = "hold new connections back".to_owned();
         Primed::start(Some(self.pid), rules, what)?.fire().await
     }
@@ -221,9 +221,16 @@ impl Applied {
     }
 }
 
+/// The cut's table, with its family.
+fn cut() -> String {
+    format!("{NETDEV} {CUT}")
+}
+
 /// Ends a cut in the namespace of process `pid`; fine if there is none.
 pub async fn join(pid: i32) -> Result<(), NetworkError> {
-    Primed::start(Some(pid), remove_rules(CUT), "join the container again".to_owned())?.fire().await
+    Primed::start(Some(pid), remove_rules(&cut()), "join the container again".to_owned())?
+        .fire()
+        .await
 }
 
 /// What came for the container while it was cut off: its kernel never saw these
@@ -289,12 +296,16 @@ impl InFlight {
     }
 
     /// Gives the container, which runs on here, everything that has come for it.
-    /// `parent`: what its one interface is on.
-    pub async fn give_back(&mut self, parent: Option<String>) {
+    /// `place`: where its one interface is.
+    pub async fn give_back(&mut self, place: Option<Place>) {
         let mut frames = std::mem::take(&mut self.requests);
         frames.extend(self.new_frames());
-        let Some(parent) = parent else { return };
-        let given = tokio::task::spawn_blocking(move || replay::replay(&parent, frames)).await;
+        let Some(place) = place else { return };
+        let given = tokio::task::spawn_blocking(move || match place {
+            Place::Macvlan { parent } => replay::replay(&parent, frames),
+            Place::Bridge { bridge, .. } => sys::net::send_frames(&bridge, &frames),
+        });
+        let given = given.await;
         if let Err(error) = given.map_err(io::Error::other).and_then(|given| given) {
             tracing::warn!("frames in flight are lost, clients repeat them: {error}");
         }
@@ -370,23 +381,59 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
     bytes.try_into().ok()
 }
 
+/// Where on this host a container's interface is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On another interface, which must not be a bridge's.
+    Macvlan {
+        /// That interface.
+        parent: String,
+    },
+    /// On a bridge.
+    Bridge {
+        /// The bridge.
+        bridge: String,
+        /// Its port that leads out of the host.
+        uplink: String,
+    },
+}
+
+impl Place {
+    /// The interface whose cable leads to the other host.
+    pub fn uplink(&self) -> &str {
+        match self {
+            Self::Macvlan { parent } => parent,
+            Self::Bridge { uplink, .. } => uplink,
+        }
+    }
+}
+
+/// Families of tables, as nft calls them.
+const NETDEV: &str = "netdev";
+const BRIDGE: &str = "bridge";
+
 /// Keeps addresses that are about to arrive here silent on their segment.
 #[derive(Debug)]
 pub struct Silence {
+    /// Family and name.
     table: String,
 }
 
 impl Silence {
-    /// Drops every frame from or to `addresses` on interface `parent` of this
-    /// host. `name` makes the table's name.
+    /// Drops every frame from or to `addresses` at `place`. `name` makes the
+    /// table's name.
     pub async fn impose(
         name: &str,
-        parent: &str,
+        place: &Place,
         addresses: &[String],
     ) -> Result<Self, NetworkError> {
-        let table = format!("blip_silence_{name}");
-        let rules = silence_rules(&table, parent, addresses);
-        Primed::start(None, rules, format!("silence {parent}"))?.fire().await?;
+        let (family, rules, at) = match place {
+            Place::Macvlan { parent } => (NETDEV, silence_rules(parent, addresses), parent),
+            Place::Bridge { uplink, bridge } => (BRIDGE, bridge_rules(uplink, addresses), bridge),
+        };
+        let table = format!("{family} blip_silence_{name}");
+        let rules = format!("table {table} {{\n{rules}}}\n");
+        Primed::start(None, rules, format!("silence {at}"))?.fire().await?;
         Ok(Self { table })
     }
 
@@ -418,14 +465,17 @@ impl Lift {
 /// Deletes every table that an earlier blip left on this host.
 pub async fn remove_leftovers() -> Result<(), NetworkError> {
     let listing = Command::new("nft")
-        .args(["list", "tables", "netdev"])
+        .args(["list", "tables"])
         .output()
         .await
         .map_err(|source| NetworkError::Start { what: "list tables".to_owned(), source })?;
     let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
-    let ours = listing.split_whitespace().filter(|word| word.starts_with("blip_silence_"));
-    for table in ours {
-        Primed::start(None, remove_rules(table), format!("delete table {table}"))?.fire().await?;
+    for table in listing.lines().filter_map(|line| line.strip_prefix("table ")) {
+        if table.split(' ').any(|word| word.starts_with("blip_silence_")) {
+            Primed::start(None, remove_rules(table), format!("delete table {table}"))?
+                .fire()
+                .await?;
+        }
     }
     Ok(())
 }
@@ -485,7 +535,7 @@ fn cut_rules(interfaces: &[String], but: Passage) -> String {
 /// What arrives is dropped. What leaves is turned into the loopback, which
 /// throws it away, and not dropped: a dropped frame is an error to its sender,
 /// and Docker 28 gives up a container whose first announcement fails.
-fn silence_rules(table: &str, parent: &str, addresses: &[String]) -> String {
+fn silence_rules(parent: &str, addresses: &[String]) -> String {
     let list = addresses.join(", ");
     let chain = |hook: &str, end: &str, fate: &str| {
         format!(
@@ -493,10 +543,28 @@ fn silence_rules(table: &str, parent: &str, addresses: &[String]) -> String {
         )
     };
     format!(
-        "table netdev {table} {{\n{}\n{}\n}}\n",
+        "{}\n{}\n",
         chain("ingress", "daddr", "drop"),
         chain("egress", "saddr", "fwd to \"lo\"")
     )
+}
+
+/// On a bridge the rest of this host must not hear the copy either, while it
+/// goes on talking to the original, beyond the uplink. What a container's cable
+/// carries may be dropped at the bridge: its sender does not see it.
+fn bridge_rules(uplink: &str, addresses: &[String]) -> String {
+    let list = addresses.join(", ");
+    let chain = |hook: &str, way: &str, end: &str| {
+        format!(
+            "chain {hook} {{ type filter hook {hook} priority -500; {way} != \"{uplink}\" ether {end} {{ {list} }} drop; }}\n"
+        )
+    };
+    [
+        chain("prerouting", "iifname", "saddr"),
+        chain("forward", "oifname", "daddr"),
+        chain("output", "oifname", "daddr"),
+    ]
+    .concat()
 }
 
 /// nft repeats the rules after its complaint.
@@ -504,9 +572,10 @@ fn first_line(text: &[u8]) -> String {
     String::from_utf8_lossy(text).lines().next().unwrap_or_default().to_owned()
 }
 
-/// Deleting what is not there is an error; what was just added is there.
+/// `table`: family and name. Deleting what is not there is an error; what was
+/// just added is there.
 fn remove_rules(table: &str) -> String {
-    format!("add table netdev {table}\ndelete table netdev {table}\n")
+    format!("add table {table}\ndelete table {table}\n")
 }
 
 #[cfg(test)]

@@ -41,14 +41,14 @@ pub(super) fn shell(host: &Host, line: &str) -> Result<String> {
 const CONFIGURATION: &str = "# blip-bench\\ntcp-established\\nskip-in-flight\\n";
 
 /// Configures the CRIU of a host's runc.
-pub(super) fn configure_criu(host: &Host) -> Result<()> {
+pub(crate) fn configure_criu(host: &Host) -> Result<()> {
     shell(host, &format!("mkdir -p /etc/criu; printf '{CONFIGURATION}' >/etc/criu/runc.conf"))
         .context("configuring CRIU")
         .map(|_| ())
 }
 
 /// Removes that configuration, if it is there.
-pub(super) fn forget_criu(host: &Host) {
+pub(crate) fn forget_criu(host: &Host) {
     // That there is none is the usual case.
     let _ = shell(host, "! grep -qs blip-bench /etc/criu/runc.conf || rm /etc/criu/runc.conf");
 }

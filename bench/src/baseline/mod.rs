@@ -18,6 +18,8 @@ mod incus;
 mod podman;
 mod runc;
 
+pub(crate) use berth::{configure_criu, forget_criu};
+
 use std::net::SocketAddr;
 
 use anyhow::Result;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use blip_engine::external::Restore;
 use blip_transport::units::ByteSize;
 use clap::Args;
 use serde::Serialize;
@@ -44,9 +45,13 @@ pub struct DemoCommand {
     /// Name of the lab; one that is up already is used and left up
     #[arg(long, value_name = "NAME", default_value = "demo")]
     name: String,
-    /// Debian suite of the hosts: forky has Docker 28.5, trixie 26.1
-    #[arg(long, default_value = "forky")]
-    suite: Suite,
+    /// Who restores Redis on the target
+    #[arg(long, value_enum, default_value_t)]
+    restore: Restore,
+    /// Debian suite of the hosts: forky has Docker 28.5, trixie 26.1, which alone
+    /// can restore by itself [default: forky; trixie with --restore docker]
+    #[arg(long)]
+    suite: Option<Suite>,
     /// Cgroup version the hosts see
     #[arg(long, default_value = "v2")]
     cgroup: CgroupMode,
@@ -65,13 +70,16 @@ impl DemoCommand {
         let blip = rig::blip(self.blip.as_deref())?;
         let spec = LabSpec {
             name: self.name.clone(),
-            suite: self.suite,
+            suite: self.suite.unwrap_or(match self.restore {
+                Restore::Staged => Suite::Forky,
+                Restore::Docker => Suite::Trixie,
+            }),
             cgroup: self.cgroup,
             ..LabSpec::default()
         };
         let began = Instant::now();
         let _doomed = interrupt::doom(&self.name, self.keep);
-        let mut stage = LabStage::start(&spec, &blip)?;
+        let mut stage = LabStage::start(&spec, &blip, self.restore)?;
         let up_ms = began.elapsed().as_millis() as u64;
         let played = self.play(&mut stage, up_ms);
         let ended = stage.end(self.keep);

@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use blip_engine::external::Restore;
 
 use super::report::MigrateReport;
 use super::script::Stage;
+use crate::baseline::{configure_criu, forget_criu};
 use crate::lab::LabSpec;
 use crate::probe::Place;
 use crate::rig::{NETWORK, Order, Rig};
@@ -19,19 +21,25 @@ const CONTAINER: &str = "redis";
 /// Two hosts of a lab with blip on them and an agent on the second.
 pub struct LabStage {
     rig: Rig,
+    restore: Restore,
     description: String,
 }
 
 impl LabStage {
     /// Brings the lab up, or takes it as it is, puts `blip` on the hosts and
-    /// starts the agent.
+    /// starts the agent. Where Docker is to restore, the CRIU of its runc is told
+    /// to keep connections.
     ///
     /// # Errors
     /// When the lab does not come up or the agent does not listen.
-    pub fn start(spec: &LabSpec, blip: &Path) -> Result<LabStage> {
+    pub fn start(spec: &LabSpec, blip: &Path, restore: Restore) -> Result<LabStage> {
         let description =
             format!("two hosts of Debian {}, cgroup {}, on one machine", spec.suite, spec.cgroup);
-        Ok(LabStage { rig: Rig::start(spec, blip, &["b"])?, description })
+        let stage = LabStage { rig: Rig::start(spec, blip, &["b"])?, restore, description };
+        if restore == Restore::Docker {
+            stage.rig.lab().hosts().iter().try_for_each(configure_criu)?;
+        }
+        Ok(stage)
     }
 
     /// Ends the agent and, unless it was up before or is to be kept, the lab.
@@ -41,6 +49,7 @@ impl LabStage {
     pub fn end(self, keep: bool) -> Result<()> {
         if keep || !self.rig.lab().is_fresh() {
             self.rig.remove(CONTAINER);
+            self.rig.lab().hosts().iter().for_each(forget_criu);
         }
         self.rig.end(keep)
     }
@@ -63,8 +72,11 @@ impl Stage for LabStage {
     }
 
     fn migrate(&mut self, line: &mut dyn FnMut(&str)) -> Result<()> {
-        let order =
-            Order { container: CONTAINER, via: None, from: "a", to: "b", flags: &[], limit: None };
+        let flags: &[_] = match self.restore {
+            Restore::Staged => &[],
+            Restore::Docker => &["--restore".to_owned(), "docker".to_owned()],
+        };
+        let order = Order { container: CONTAINER, via: None, from: "a", to: "b", flags, limit: None };
         let mut reported = false;
         let ended = self.rig.migrate(&order, &mut |text| {
             // A report that cannot be read is the script's to complain about.

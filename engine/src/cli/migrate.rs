@@ -50,6 +50,11 @@ pub(super) struct MigrateArgs {
     /// The container's name on the target
     #[arg(long, value_name = "NAME")]
     rename: Option<String>,
+    /// Keep IP and MAC address on bridge networks too, and connections with them:
+    /// the bridges of both hosts must be on one segment, each with the interface
+    /// that leads there (macvlan networks need no flag)
+    #[arg(long)]
+    keep_address: bool,
     /// What becomes of connections that no program of the container has accepted
     /// yet: wait for that, and give up if it does not come; or go on then, and
     /// have their clients get a reset
@@ -95,6 +100,7 @@ pub(super) async fn run(args: MigrateArgs, places: Places) -> anyhow::Result<Exi
         rename: args.rename,
         tracker: args.tracker,
         binds: args.binds,
+        keep_address: args.keep_address,
         unaccepted: args.unaccepted,
         restore: args.restore,
         tcp: args.tcp,

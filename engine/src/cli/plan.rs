@@ -47,7 +47,7 @@ pub(super) async fn run(args: PlanArgs, places: Places) -> anyhow::Result<ExitCo
         Err(code) => return Ok(code),
     };
     let docker = Docker::connect().await?;
-    let subject = Subject::find(&docker, &args.container, &[]).await?;
+    let subject = Subject::find(&docker, &args.container, &[], false).await?;
     let mut peer = Peer::connect(&args.to, &places.identity).await?;
     let mut experience = Experience::open(&places.state, &peer.link.peer());
     let link = measure::link(&mut peer, goal.bandwidth).await?;

@@ -21,14 +21,16 @@ const BATCH_END: u16 = 0x11;
 const DELETE_RULE: u16 = NFTABLES << 8 | 8;
 const NFTABLES: u16 = 10;
 const RULE_TABLE: u16 = 1;
+/// `NFPROTO_NETDEV`, `NFPROTO_BRIDGE`.
 const FAMILY_NETDEV: u8 = 5;
+const FAMILY_BRIDGE: u8 = 7;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const ERROR: u16 = 2;
 /// What is asked to be acknowledged.
 const ASKED: u32 = 2;
 
-/// Ready to empty one table of the family netdev in this network namespace.
+/// Ready to empty one table of this network namespace.
 #[derive(Debug)]
 pub(super) struct Flush {
     socket: OwnedFd,
@@ -36,7 +38,8 @@ pub(super) struct Flush {
 }
 
 impl Flush {
-    /// Prepares it; touches nothing yet.
+    /// Prepares it; touches nothing yet. `table`: its family, netdev or bridge,
+    /// and its name.
     pub(super) fn prime(table: &str) -> io::Result<Self> {
         let kind = (SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter);
         let socket = socket(AddressFamily::Netlink, kind.0, kind.1, kind.2)?;
@@ -58,11 +61,13 @@ impl Flush {
 }
 
 fn message(table: &str) -> Vec<u8> {
-    let mut name = table.as_bytes().to_vec();
+    let (family, name) = table.split_once(' ').unwrap_or(("netdev", table));
+    let family = if family == "bridge" { FAMILY_BRIDGE } else { FAMILY_NETDEV };
+    let mut name = name.as_bytes().to_vec();
     name.push(0);
     let rule = attribute(RULE_TABLE, &name);
     let mut all = packet(BATCH_BEGIN, REQUEST, 1, 0, NFTABLES, &[]);
-    all.append(&mut packet(DELETE_RULE, REQUEST | ACK, ASKED, FAMILY_NETDEV, 0, &rule));
+    all.append(&mut packet(DELETE_RULE, REQUEST | ACK, ASKED, family, 0, &rule));
     all.append(&mut packet(BATCH_END, REQUEST, 3, 0, NFTABLES, &[]));
     all
 }
@@ -120,7 +125,7 @@ mod tests {
 
     #[test]
     fn messages_are_as_long_as_they_say() {
-        let mut rest = &message("blip_silence_x")[..];
+        let mut rest = &message("netdev blip_silence_x")[..];
         let mut kinds = Vec::new();
         while !rest.is_empty() {
             let length = u32::from_ne_bytes(rest[..4].try_into().unwrap()) as usize;

@@ -1,7 +1,9 @@
 //! Whether a container's addresses can move with it.
 
 use crate::docker::{Docker, DockerError, Inspection, Segment};
-use crate::protocol::Wanted;
+use crate::network::Place;
+use crate::protocol::{Finding, Wanted};
+use crate::target::segment::remedy_for_bridge;
 use std::collections::BTreeMap;
 
 /// The network driver whose containers keep their addresses when they move:
@@ -13,32 +15,41 @@ const SEGMENT_DRIVER: &str = "macvlan";
 #[derive(Debug)]
 pub struct Addresses {
     networks: BTreeMap<String, Segment>,
+    /// They are to move on bridge networks too.
+    on_bridges: bool,
 }
 
 impl Addresses {
-    /// Looks at the networks that a container is on.
-    pub async fn of(docker: &Docker, inspection: &Inspection) -> Result<Self, DockerError> {
+    /// Looks at the networks that a container is on. `on_bridges`: those that are
+    /// bridges may have the other host beyond one of their ports.
+    pub async fn of(
+        docker: &Docker,
+        inspection: &Inspection,
+        on_bridges: bool,
+    ) -> Result<Self, DockerError> {
         let mut networks = BTreeMap::new();
         for name in inspection.networks().into_keys() {
             let segment = docker.segment(&name).await?.unwrap_or_default();
             networks.insert(name, segment);
         }
-        Ok(Self { networks })
+        Ok(Self { networks, on_bridges })
     }
 
     /// Whether all of them can be the same on another host.
     pub fn can_move(&self) -> bool {
-        let fits = |segment: &Segment| segment.driver == SEGMENT_DRIVER && segment.parent.is_some();
-        !self.networks.is_empty() && self.networks.values().all(fits)
+        !self.networks.is_empty() && self.networks.values().all(|segment| self.fits(segment))
     }
 
-    /// The interface of this host that the container's is on, if it has one only
-    /// and its address moves.
-    pub fn parent(&self) -> Option<&str> {
+    fn fits(&self, segment: &Segment) -> bool {
+        let bridge = self.on_bridges && segment.bridge.is_some();
+        (segment.driver == SEGMENT_DRIVER || bridge) && segment.uplink.is_some()
+    }
+
+    /// Where the container's interface is, if it has one only.
+    pub fn place(&self) -> Option<Place> {
         let mut segments = self.networks.values();
         let first = segments.next()?;
-        let only = segments.next().is_none() && self.can_move();
-        if only { first.parent.as_deref() } else { None }
+        if segments.next().is_none() { first.place() } else { None }
     }
 
     /// What the target's networks must offer; nothing if no address moves.
@@ -59,24 +70,61 @@ impl Addresses {
         });
         wanted.collect()
     }
+
+    /// Why they cannot move, if they cannot, of the container `name`: it is in
+    /// the way only if the user has asked for it.
+    pub fn findings(&self, name: &str) -> Vec<Finding> {
+        if self.can_move() {
+            return Vec::new();
+        }
+        match (self.on_bridges, self.networks.is_empty()) {
+            (true, true) => vec![Finding::blocker(
+                format!("container '{name}' has no address that it could keep"),
+                "leave out --keep-address",
+            )],
+            (true, false) => {
+                let stuck = self.networks.iter().filter(|(_, segment)| !self.fits(segment));
+                stuck.map(|(network, segment)| in_the_way(network, segment)).collect()
+            }
+            (false, _) => Vec::new(),
+        }
+    }
+}
+
+fn in_the_way(network: &str, segment: &Segment) -> Finding {
+    if segment.bridge.is_some() {
+        return Finding::blocker(
+            format!("the bridge of network '{network}' leads nowhere on the source"),
+            remedy_for_bridge(segment),
+        );
+    }
+    Finding::blocker(
+        format!("addresses on network '{network}' (driver {}) are this host's own", segment.driver),
+        "use a macvlan network, or a bridge that both hosts are on",
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn on(driver: &str, parent: Option<&str>) -> Addresses {
-        let (driver, parent) = (driver.to_owned(), parent.map(str::to_owned));
-        let segment = Segment { driver, parent, ..Segment::default() };
-        Addresses { networks: [("net".to_owned(), segment)].into() }
+    fn on(segment: Segment, on_bridges: bool) -> Addresses {
+        Addresses { networks: [("net".to_owned(), segment)].into(), on_bridges }
+    }
+
+    fn bridge(uplink: Option<&str>) -> Segment {
+        let (driver, bridge) = ("bridge".to_owned(), Some("br0".to_owned()));
+        Segment { driver, bridge, uplink: uplink.map(str::to_owned), ..Segment::default() }
     }
 
     #[test]
-    fn addresses_move_on_a_macvlan_with_a_parent() {
-        assert!(on("macvlan", Some("eth0")).can_move());
-        assert_eq!(on("macvlan", Some("eth0")).parent(), Some("eth0"));
-        assert!(!on("macvlan", None).can_move(), "a segment within this host");
-        assert!(!on("ipvlan", Some("eth0")).can_move());
-        assert_eq!(on("bridge", Some("eth0")).parent(), None);
+    fn a_bridge_keeps_addresses_only_if_asked_and_attached() {
+        assert!(on(bridge(Some("eth1")), true).can_move());
+        assert!(!on(bridge(Some("eth1")), false).can_move());
+        assert!(on(bridge(Some("eth1")), false).findings("c").iter().all(|f| !f.blocks));
+        let unattached = on(bridge(None), true).findings("c");
+        assert!(unattached.iter().any(|f| f.blocks && f.remedy.contains("master br0")));
+        let overlay = Segment { driver: "overlay".into(), ..Segment::default() };
+        assert!(on(overlay, true).findings("c").iter().any(|f| f.what.contains("overlay")));
     }
 }

@@ -14,7 +14,7 @@ use crate::connections;
 use crate::criu::dump::{DumpError, DumpSpec, Held, Loaded};
 use crate::criu::preload::Hidden;
 use crate::guard::{Charge, Guard};
-use crate::network::{Applied, Cut, InFlight, NetworkError, Passage};
+use crate::network::{Applied, Cut, InFlight, NetworkError, Passage, Place};
 use crate::track::runs::Runs;
 use crate::track::shared::Inode;
 use crate::track::{Task, hide};
@@ -68,8 +68,8 @@ pub struct Ready {
     freezer: Freezer,
     init: i32,
     images: PathBuf,
-    /// What its one interface is on.
-    parent: Option<String>,
+    /// Where its one interface is.
+    place: Option<Place>,
 }
 
 /// What came of an attempt to freeze.
@@ -104,7 +104,7 @@ struct Stop {
     in_flight: InFlight,
     guard: Option<Guard>,
     init: i32,
-    parent: Option<String>,
+    place: Option<Place>,
 }
 
 impl Ready {
@@ -142,8 +142,8 @@ impl Ready {
             images: directory.to_owned(),
         };
         let guard = Guard::start(&charge, &[]).map_err(FreezeError::Guard)?;
-        let parent = subject.addresses.parent().map(str::to_owned);
-        Ok(Self { loaded, cut, in_flight, newcomers, guard, freezer, init, images, parent })
+        let place = subject.addresses.place().filter(|_| subject.keep_addresses);
+        Ok(Self { loaded, cut, in_flight, newcomers, guard, freezer, init, images, place })
     }
 
     /// Stops every task, then cuts the network. In this order nothing the
@@ -179,8 +179,8 @@ impl Ready {
         if let (Some(backlog), Ok(pids)) = (self.newcomers.backlog(), self.freezer.processes()) {
             self.in_flight.take_unread(backlog, &pids);
         }
-        let Self { loaded, in_flight, guard, freezer, init, images, parent, .. } = self;
-        let stop = Stop { freezer, cut, in_flight, guard: Some(guard), init, parent };
+        let Self { loaded, in_flight, guard, freezer, init, images, place, .. } = self;
+        let stop = Stop { freezer, cut, in_flight, guard: Some(guard), init, place };
         Ok(Attempt::Still(Box::new(Still { loaded, stop, images })))
     }
 
@@ -196,7 +196,7 @@ impl Ready {
         // Network first: what the container says when it runs must get out.
         self.open_up().await;
         let thawed = self.freezer.thaw();
-        self.in_flight.give_back(self.parent.take()).await;
+        self.in_flight.give_back(self.place.take()).await;
         self.cancel().await;
         thawed.err().map_or(error, FreezeError::from)
     }
@@ -205,7 +205,7 @@ impl Ready {
     pub(super) async fn let_newcomers_in(&mut self) {
         if self.cut.is_holding() {
             self.open_up().await;
-            self.in_flight.give_back(self.parent.clone()).await;
+            self.in_flight.give_back(self.place.clone()).await;
         }
     }
 
@@ -311,7 +311,7 @@ impl Stop {
         if let Err(error) = self.freezer.thaw() {
             tracing::error!("{error}");
         }
-        self.in_flight.give_back(self.parent).await;
+        self.in_flight.give_back(self.place).await;
         if let Some(guard) = self.guard {
             let _ = guard.dismiss();
         }

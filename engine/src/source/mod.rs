@@ -83,6 +83,8 @@ pub struct Order {
     pub tcp: connections::Choice,
     /// For how long its published ports are forwarded from here.
     pub forward: Option<Duration>,
+    /// Addresses on bridge networks move too.
+    pub keep_address: bool,
     /// What becomes of connections that nobody has accepted yet.
     pub unaccepted: Unaccepted,
     /// Remove the source's container once it has moved, instead of keeping it
@@ -316,9 +318,10 @@ impl Run {
     async fn preflight(
         &self,
     ) -> Result<(Subject, Peer, [HostFacts; 2], Vec<String>), MigrateError> {
+        let order = &self.order;
         let mut subject =
-            Subject::find(&self.docker, &self.order.container, &self.order.binds).await?;
-        if self.order.restore == Restore::Docker {
+            Subject::find(&self.docker, &order.container, &order.binds, order.keep_address).await?;
+        if order.restore == Restore::Docker {
             // In Docker's checkpoint.
             subject.tmpfs.clear();
         }

@@ -92,11 +92,13 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Finds the container.
+    /// Finds the container. `on_bridges`: it is to keep addresses on bridge
+    /// networks too.
     pub async fn find(
         docker: &Docker,
         name: &str,
         choices: &[Choice],
+        on_bridges: bool,
     ) -> Result<Self, SubjectError> {
         let inspection = docker.inspect(name).await?;
         let stopped = |state, remedy| {
@@ -120,7 +122,7 @@ impl Subject {
         if freezer.holds(std::process::id())? {
             return Err(SubjectError::Together { name: inspection.name, path: freezer.path });
         }
-        let addresses = Addresses::of(docker, &inspection).await?;
+        let addresses = Addresses::of(docker, &inspection, on_bridges).await?;
         let keep_addresses = addresses.can_move();
         let upper = upper_directory(init);
         let plan = Plan::of(docker, &inspection, choices).await?;
@@ -161,7 +163,7 @@ impl Subject {
             _ if !self.keep_addresses && has_networks => Some(Finding::note(
                 "the container's address changes: its network is local to this host",
                 "clients' connections are reset once it has moved; a macvlan network keeps \
-                 address and connections",
+                 address and connections, and with --keep-address a bridge that both hosts are on",
             )),
             connections::Choice::Close if has_networks => Some(Finding::note(
                 "the container keeps its address, and no connection",
@@ -313,6 +315,7 @@ impl Subject {
                 "use the storage driver overlay2",
             ));
         }
+        findings.extend(self.addresses.findings(name));
         findings
     }
 }

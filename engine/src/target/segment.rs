@@ -41,6 +41,12 @@ fn difference(wanted: &Wanted, here: &Segment) -> Option<Finding> {
         );
         return Some(Finding::blocker(what, recreate));
     }
+    if here.uplink.is_none() {
+        return Some(Finding::blocker(
+            format!("the bridge of network '{name}' leads nowhere on the target"),
+            remedy_for_bridge(here),
+        ));
+    }
     wanted.addresses.iter().find_map(|address| {
         let owner = here.taken.get(address)?;
         Some(Finding::blocker(
@@ -50,22 +56,31 @@ fn difference(wanted: &Wanted, here: &Segment) -> Option<Finding> {
     })
 }
 
+/// How a bridge gets to a segment that both hosts are on.
+pub(crate) fn remedy_for_bridge(segment: &Segment) -> String {
+    let bridge = segment.bridge.as_deref().unwrap_or("BRIDGE");
+    format!(
+        "attach the one interface that leads to the other host (ip link set eth1 master \
+         {bridge}), or let the address change"
+    )
+}
+
 /// Asks the segment who has the container's address.
 async fn answer(wanted: &Wanted, here: Segment) -> Option<Finding> {
     let address = wanted.addresses.iter().find_map(|address| match address {
         IpAddr::V4(address) => Some(*address),
         IpAddr::V6(_) => None,
     })?;
-    let (mac, parent) = (parse_mac(wanted.mac.as_deref()?)?, here.parent?);
-    let asked = parent.clone();
+    let (mac, uplink) = (parse_mac(wanted.mac.as_deref()?)?, here.uplink?);
+    let asked = uplink.clone();
     let asking = tokio::task::spawn_blocking(move || sys::net::who_has(&asked, address));
     let heard = asking.await.map_err(std::io::Error::other).and_then(|heard| heard);
-    judge(wanted, &parent, address, mac, heard)
+    judge(wanted, &uplink, address, mac, heard)
 }
 
 fn judge(
     wanted: &Wanted,
-    parent: &str,
+    uplink: &str,
     address: Ipv4Addr,
     mac: [u8; 6],
     heard: std::io::Result<Option<[u8; 6]>>,
@@ -77,16 +92,22 @@ fn judge(
             format!("on the target's segment of network '{name}', {address} is somebody else"),
             "find out who else has that address, or put both hosts on one segment",
         )),
-        Ok(None) => Some(Finding::note(
-            format!(
-                "the container does not answer on {parent} of the target: network '{name}' is on \
-                 another segment there, or its hosts do not hear each other's ARP"
-            ),
-            "join the two segments: clients would not find the container",
-        )),
+        Ok(None) => {
+            let what = format!(
+                "the container does not answer on {uplink} of the target: network '{name}' is on \
+                 another segment there"
+            );
+            let remedy =
+                "join the two segments, or let the address change: clients would not find it";
+            Some(if wanted.driver == "bridge" {
+                Finding::blocker(what, remedy)
+            } else {
+                Finding::note(what, remedy)
+            })
+        }
         Err(error) => Some(Finding::note(
             format!(
-                "whether {parent} of the target is on the container's segment is unknown: {error}"
+                "whether {uplink} of the target is on the container's segment is unknown: {error}"
             ),
             "make sure that it is",
         )),
@@ -120,8 +141,9 @@ mod tests {
 
     fn here() -> Segment {
         Segment {
-            driver: "macvlan".into(),
-            parent: Some("eth1".into()),
+            driver: "bridge".into(),
+            uplink: Some("eth1".into()),
+            bridge: Some("br0".into()),
             subnets: vec!["fd00:0::/64".into(), "10.0.0.0/24".into()],
             ..Segment::default()
         }
@@ -129,16 +151,17 @@ mod tests {
 
     #[test]
     fn the_same_network_is_fine_however_it_is_written() {
-        assert_eq!(difference(&wanted("macvlan"), &here()), None);
+        assert_eq!(difference(&wanted("bridge"), &here()), None);
     }
 
     #[test]
     fn what_differs_is_named() {
         let taken = [("10.0.0.9".parse().unwrap(), "other".to_owned())].into();
         for (wanted, here, word) in [
-            (wanted("ipvlan"), here(), "driver ipvlan"),
-            (wanted("macvlan"), Segment { subnets: vec![], ..here() }, "subnet"),
-            (wanted("macvlan"), Segment { taken, ..here() }, "container 'other'"),
+            (wanted("macvlan"), here(), "driver macvlan"),
+            (wanted("bridge"), Segment { subnets: vec![], ..here() }, "subnet"),
+            (wanted("bridge"), Segment { uplink: None, ..here() }, "leads nowhere"),
+            (wanted("bridge"), Segment { taken, ..here() }, "container 'other'"),
         ] {
             let finding = difference(&wanted, &here).expect(word);
             assert!(finding.blocks && finding.what.contains(word), "{finding:?}");
@@ -146,12 +169,13 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_noted_and_somebody_else_in_the_way() {
+    fn another_segment_blocks_a_bridge_and_is_noted_of_a_macvlan() {
         let at = "10.0.0.9".parse().unwrap();
         let mac = [2, 0, 0, 0, 0, 9];
-        let judge = |heard| judge(&wanted("macvlan"), "eth1", at, mac, Ok(heard));
-        assert_eq!(judge(Some(mac)), None);
-        assert!(judge(None).is_some_and(|finding| !finding.blocks));
-        assert!(judge(Some([9; 6])).is_some_and(|finding| finding.blocks));
+        let judge = |driver, heard| judge(&wanted(driver), "eth1", at, mac, Ok(heard));
+        assert_eq!(judge("bridge", Some(mac)), None);
+        assert!(judge("bridge", None).is_some_and(|finding| finding.blocks));
+        assert!(judge("macvlan", None).is_some_and(|finding| !finding.blocks));
+        assert!(judge("macvlan", Some([9; 6])).is_some_and(|finding| finding.blocks));
     }
 }

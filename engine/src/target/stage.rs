@@ -435,7 +435,7 @@ fn moving(original: &Inspection) -> Vec<Moving> {
     original.networks().values().filter_map(parse).collect()
 }
 
-/// Keeps the moving addresses silent on every parent interface they sit on.
+/// Keeps the moving addresses silent on every interface they sit on.
 async fn silence(
     docker: &Docker,
     original: &Inspection,
@@ -449,10 +449,10 @@ async fn silence(
     let macs: Vec<String> =
         moving.iter().map(|m| m.mac.map(|byte| format!("{byte:02x}")).join(":")).collect();
     for (number, network) in original.networks().keys().enumerate() {
-        let parent = docker.segment(network).await?.and_then(|segment| segment.parent);
-        let Some(parent) = parent else { continue };
+        let Some(segment) = docker.segment(network).await? else { continue };
+        let Some(place) = segment.place() else { continue };
         let name = format!("{name}_{number}");
-        match Silence::impose(&name, &parent, &macs).await {
+        match Silence::impose(&name, &place, &macs).await {
             Ok(silence) => silences.push(silence),
             Err(error) => {
                 end_silences(&silences).await;

@@ -297,9 +297,9 @@ impl<'a> Handover<'a> {
     /// What clients sent during the downtime reaches the container late, not
     /// never.
     fn send_late_frames(&self) {
-        let parent = self.subject.addresses.parent();
-        let (Some(frozen), Some(parent)) = (&self.frozen, parent) else { return };
-        match frozen.forward_in_flight(parent) {
+        let place = self.subject.addresses.place().filter(|_| self.subject.keep_addresses);
+        let (Some(frozen), Some(place)) = (&self.frozen, place) else { return };
+        match frozen.forward_in_flight(place.uplink()) {
             Ok(count) => tracing::debug!(count, "frames sent on"),
             Err(error) => tracing::warn!("frames in flight are lost, clients repeat them: {error}"),
         }
