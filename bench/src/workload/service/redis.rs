@@ -38,7 +38,7 @@ impl Service for Filled {
         let redis = Redis::at(addr);
         redis.wait_ready(PATIENCE)?;
         let filled = redis.fill(self.0)?;
-        let expected = Expected::ask(&redis)?;
+        let expected = Expected::ask_once(&redis)?;
         ensure!(filled.digest == expected.digest, "Redis does not hold what was written to it");
         let mut content = Content::default();
         for entry in self.0.entries().take(READ_KEYS) {
@@ -59,6 +59,6 @@ impl Holdings for Held {
     }
 
     fn changed(&self, addr: SocketAddr) -> Result<Vec<String>> {
-        Ok(self.expected.changed(&Expected::ask(&Redis::at(addr))?))
+        Ok(self.expected.changed(&Expected::ask_once(&Redis::at(addr))?))
     }
 }
