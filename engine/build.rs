@@ -1,4 +1,5 @@
-//! Builds the library that CRIU is started with (`preload/lib.rs`), and tells
+//! Builds the libraries that CRIU is started with (`preload/lib.rs` where it dumps,
+//! `preload/restore.rs` where it restores), and tells
 //! tests whether they are built for root: those that need it are then run, and
 //! reported as ignored otherwise.
 
@@ -15,24 +16,26 @@ fn main() {
     if root {
         println!("cargo:rustc-cfg=blip_root");
     }
-    let library = PathBuf::from(variable("OUT_DIR")).join("blip_preload.so");
-    if let Err(why) = build(&library) {
-        // blip works without it, if not as fast: see `criu/preload.rs`.
-        println!("cargo:warning=CRIU will be started without blip's library: {why}");
-        if let Err(error) = std::fs::write(&library, []) {
-            panic!("cannot write {library:?}: {error}");
+    for (source, name) in [("lib", "blip_preload"), ("restore", "blip_restore")] {
+        let library = PathBuf::from(variable("OUT_DIR")).join(format!("{name}.so"));
+        if let Err(why) = build(source, name, &library) {
+            // blip works without them, if not as well: see `criu/preload.rs`.
+            println!("cargo:warning=CRIU will be started without blip's library: {why}");
+            if let Err(error) = std::fs::write(&library, []) {
+                panic!("cannot write {library:?}: {error}");
+            }
         }
     }
 }
 
-/// Compiles the library for the machine that blip is built for.
-fn build(library: &Path) -> Result<(), String> {
+/// Compiles a library for the machine that blip is built for.
+fn build(source: &str, name: &str, library: &Path) -> Result<(), String> {
     let arch = variable("CARGO_CFG_TARGET_ARCH");
     if arch != "x86_64" && arch != "aarch64" {
         return Err(format!("it knows no system calls of {arch}"));
     }
     let mut rustc = Command::new(variable("RUSTC"));
-    rustc.args(["--crate-type", "cdylib", "--crate-name", "blip_preload", "--edition", "2024"]);
+    rustc.args(["--crate-type", "cdylib", "--crate-name", name, "--edition", "2024"]);
     rustc.args(["-O", "-C", "panic=abort", "-C", "strip=symbols", "--target"]);
     rustc.arg(variable("TARGET"));
     // The C library's symbols are those of the CRIU it is loaded into.
@@ -43,7 +46,7 @@ fn build(library: &Path) -> Result<(), String> {
     if let Ok(linker) = std::env::var("RUSTC_LINKER") {
         rustc.arg("-C").arg(format!("linker={linker}"));
     }
-    let output = rustc.arg("-o").arg(library).arg("preload/lib.rs").output();
+    let output = rustc.arg("-o").arg(library).arg(format!("preload/{source}.rs")).output();
     let output = output.map_err(|error| format!("cannot run rustc: {error}"))?;
     if output.status.success() {
         return Ok(());

@@ -76,7 +76,8 @@ impl Stage for LabStage {
             Restore::Staged => &[],
             Restore::Docker => &["--restore".to_owned(), "docker".to_owned()],
         };
-        let order = Order { container: CONTAINER, via: None, from: "a", to: "b", flags, limit: None };
+        let order =
+            Order { container: CONTAINER, via: None, from: "a", to: "b", flags, limit: None };
         let mut reported = false;
         let ended = self.rig.migrate(&order, &mut |text| {
             // A report that cannot be read is the script's to complain about.

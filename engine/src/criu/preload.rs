@@ -33,6 +33,8 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+/// The library for CRIU where it restores, or nothing where it could not be built.
+const RESTORE_LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/blip_restore.so"));
 /// The library, or nothing where it could not be built.
 const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/blip_preload.so"));
 /// Length of the list's file, the same as in `preload/lib.rs`.
@@ -75,22 +77,15 @@ impl Preload {
         if !Self::is_built_in() {
             return Err(io::Error::other("blip was built without the library"));
         }
-        let plain = MFdFlags::MFD_CLOEXEC;
-        let executable = plain | MFdFlags::from_bits_retain(MFD_EXEC);
-        let mut library = match memory(c"blip-preload", executable) {
-            Err(Errno::EINVAL) => memory(c"blip-preload", plain)?,
-            other => other?,
-        };
-        library.write_all(LIBRARY)?;
-        let list = memory(c"blip-hidden", plain)?;
+        let library = executable(c"blip-preload", LIBRARY)?;
+        let list = memory(c"blip-hidden", MFdFlags::MFD_CLOEXEC)?;
         list.set_len(LIST_BYTES as u64)?;
         Ok(Self { library, list })
     }
 
     /// What the environment of CRIU must say.
     pub fn environment(&self) -> Environment {
-        let path = |file: &File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
-        vec![("LD_PRELOAD", path(&self.library)), ("BLIP_SKIP", path(&self.list))]
+        vec![("LD_PRELOAD", path_of(&self.library)), ("BLIP_SKIP", path_of(&self.list))]
     }
 
     /// Hides memory from CRIU. To be called once, while CRIU waits.
@@ -100,6 +95,32 @@ impl Preload {
         self.list.write_all_at(&list, 8)?;
         self.list.write_all_at(&count.to_ne_bytes(), 0)
     }
+}
+
+/// The library for the CRIU that restores (`preload/restore.rs`); it must stay open
+/// until that has begun. `None`: it restores without.
+pub fn for_restore() -> Option<File> {
+    if RESTORE_LIBRARY.is_empty() {
+        return None;
+    }
+    executable(c"blip-restore", RESTORE_LIBRARY).ok()
+}
+
+/// Where other processes of this host find an open file.
+pub fn path_of(file: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+}
+
+/// A file in memory that may be executed.
+fn executable(name: &CStr, content: &[u8]) -> io::Result<File> {
+    let plain = MFdFlags::MFD_CLOEXEC;
+    let flags = plain | MFdFlags::from_bits_retain(MFD_EXEC);
+    let mut file = match memory(name, flags) {
+        Err(Errno::EINVAL) => memory(name, plain)?,
+        other => other?,
+    };
+    file.write_all(content)?;
+    Ok(file)
 }
 
 fn memory(name: &CStr, flags: MFdFlags) -> Result<File, Errno> {
@@ -264,5 +285,63 @@ assert libc.ioctl(0, ctypes.c_ulong(0x5401), 0) == -1 and ctypes.get_errno() == 
         if check().is_none() {
             tracing::warn!("no python3: not tested");
         }
+    }
+
+    /// What a CRIU that restores sees through its library, asked by a Python of
+    /// that name. Processes are traced, ended, let go of.
+    const PART: &str = r#"
+import ctypes, os, signal, time
+assert "LD_PRELOAD" not in os.environ
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t]
+libc.ptrace.restype = ctypes.c_long
+PEEKDATA, SETREGS, ATTACH, DETACH, ESRCH, ALL = 2, 13, 16, 17, 3, 0x40000000
+def traced():
+    pid = os.fork()
+    if pid == 0:
+        while True: time.sleep(10)
+    assert libc.ptrace(ATTACH, pid, 0, 0) == 0
+    os.waitpid(pid, ALL)
+    return pid
+def ended():
+    pid = traced()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, ALL)
+    return pid
+def refused(request, pid):
+    return libc.ptrace(request, pid, 0, 0) == -1 and ctypes.get_errno() == ESRCH
+assert refused(DETACH, ended()) and refused(SETREGS, ended())
+word = ctypes.c_long(0x1122334455667788)
+alive = traced()
+assert libc.ptrace(PEEKDATA, alive, ctypes.addressof(word), 0) == word.value
+assert libc.ptrace(DETACH, alive, 0, 0) == 0
+os.kill(alive, signal.SIGKILL)
+assert libc.ptrace(DETACH, ended(), 0, 0) == 0 and libc.ptrace(SETREGS, ended(), 0, 0) == 0
+assert refused(ATTACH, ended()) and refused(PEEKDATA, ended())
+def runs(file, point):
+    pid = os.fork()
+    if pid == 0:
+        for name, value in (("BLIP_ACTION", "/bin/false"), ("CRTOOLS_SCRIPT_ACTION", point)):
+            libc.setenv(name.encode(), value.encode(), 1)
+        arguments = (ctypes.c_char_p * 2)(file.encode(), None)
+        libc.execvp(file.encode(), arguments)
+        os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+assert runs("/bin/false", "post-restore") == 0, "a script that nobody wants is started"
+assert runs("/bin/false", "pre-resume") == 1, "the one that is wanted is not"
+assert runs("false", "post-restore") == 1 and runs("true", "pre-resume") == 0
+"#;
+
+    #[test]
+    fn a_thread_that_ends_while_criu_lets_go_of_others_is_no_failure() {
+        use std::os::unix::process::CommandExt as _;
+        let (Some(library), Some(python)) = (for_restore(), interpreter()) else {
+            return tracing::warn!("no library or no python3: not tested");
+        };
+        let mut criu = std::process::Command::new(python);
+        criu.arg0("criu").args(["-c", PART]).env("LD_PRELOAD", path_of(&library));
+        let output = criu.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{said}");
     }
 }

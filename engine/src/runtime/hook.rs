@@ -24,6 +24,9 @@ pub(super) const STAGE_VARIABLE: &str = "BLIP_STAGE";
 /// And this program's path.
 pub(super) const BLIP_VARIABLE: &str = "BLIP_EXE";
 
+/// And the script's, for the library that CRIU loads.
+pub(super) const ACTION_VARIABLE: &str = "BLIP_ACTION";
+
 /// Where the script stands: `/run` may be mounted `noexec`.
 const SCRIPT: &str = "/var/lib/blip/criu-action";
 

@@ -4,14 +4,16 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::OnceLock;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::console::Console;
 use super::setup::Place;
+use crate::criu::preload;
 use crate::runtime::exclusion;
-use crate::runtime::hook::{self, BLIP_VARIABLE, STAGE_VARIABLE};
+use crate::runtime::hook::{self, ACTION_VARIABLE, BLIP_VARIABLE, STAGE_VARIABLE};
 use crate::runtime::procfs;
 use crate::runtime::real::find_runc;
 use crate::runtime::stage::wire::{RestoreSpec, TcpMode, TmpfsPlace};
@@ -59,9 +61,19 @@ pub(super) fn spawn(
     }
     command.arg(&place.id);
     command.env(STAGE_VARIABLE, place.stage.path()).env(BLIP_VARIABLE, myself);
+    if let Some(library) = library() {
+        command.env("LD_PRELOAD", preload::path_of(library)).env(ACTION_VARIABLE, &script);
+    }
     let child = spawn_apart(command, &place.host_netns, &spec.tmpfs)
         .map_err(|e| format!("cannot start runc: {e}"))?;
     i32::try_from(child.id()).map_err(|e| e.to_string())
+}
+
+/// What CRIU is to load ([`preload::for_restore`]), open as long as this process
+/// lives.
+fn library() -> Option<&'static fs::File> {
+    static LIBRARY: OnceLock<Option<fs::File>> = OnceLock::new();
+    LIBRARY.get_or_init(preload::for_restore).as_ref()
 }
 
 /// Starts a command in other namespaces than this process's.
