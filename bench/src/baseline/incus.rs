@@ -127,10 +127,10 @@ impl Baseline for Move {
 /// Ends the daemon with all it started, which a move that failed leaves waiting
 /// for each other, and removes what they made.
 const CLEAN: &str = "[ -d /run/peer-incus ] || exit 0; set +e; cd /sys/fs/cgroup; \
-    for group in peer-incus lxc.monitor.peer* lxc.payload.peer*; do \
-      [ -d $group ] && echo 1 >$group/cgroup.kill; done; sleep 0.3; \
-    for group in peer-incus lxc.monitor.peer* lxc.payload.peer*; do \
-      find $group -depth -type d -exec rmdir {} +; done; \
+    groups=$(find . -type d \\( -name peer-incus -o -name 'lxc.monitor.peer*' \
+      -o -name 'lxc.payload.peer*' \\)); \
+    for group in $groups; do echo 1 >$group/cgroup.kill; done; sleep 0.3; \
+    for group in $groups; do find $group -depth -type d -exec rmdir {} +; done; \
     for at in $(grep -o ' /var/lib/incus/[^ ]*' /proc/self/mountinfo | sort -r); do \
       umount -l $at; done; \
     for link in $(ip -o link | grep -o 'mac[0-9a-f]\\{8\\}' | sort -u); do ip link del $link; done; \

@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::cable::sent_by;
 use super::crowd::{self, Crowded};
@@ -21,13 +22,16 @@ use super::sample::{ClientSide, Ended, Noise, Sample, Trace, WorkloadSide};
 use super::scenario::Scenario;
 use crate::baseline::{self, Baseline};
 use crate::demo::report::MigrateReport;
-use crate::probe::{Probe, Spec};
+use crate::probe::{Probe, Spec, within};
 use crate::relay::Relay;
 use crate::rig::{Order, Rig};
 use crate::workload::service::{Container, writer};
 
 /// The container's name.
 const CONTAINER: &str = "workload";
+
+/// How long somebody who should not be there is given to answer.
+const KNOCK: Duration = Duration::from_millis(300);
 
 /// How long nothing is done where nothing is to be moved.
 const NOTHING: Duration = Duration::from_secs(2);
@@ -195,6 +199,8 @@ impl<'a> Runner<'a> {
         }
         self.resident = None;
         self.rig.remove(CONTAINER);
+        peer.clean(self.rig);
+        self.is_vacant(scenario)?;
         self.has_image(scenario)?;
         let run = |runner: &mut Self, peer: &mut Box<dyn Baseline>| {
             let addr = peer.start(runner.rig, &scenario.load)?;
@@ -247,11 +253,27 @@ impl<'a> Runner<'a> {
         self.shape(Link::default())?;
         self.resident = None;
         self.rig.remove(CONTAINER);
+        self.is_vacant(scenario)?;
         self.has_image(scenario)?;
         let ip = self.rig.lab().container_address(0);
         let addr = resident::start(self.rig.host("a")?, CONTAINER, ip, &scenario.load)?;
         let resident = self.settle(scenario, addr)?;
         self.resident = Some((resident, Side::A));
+        Ok(())
+    }
+
+    /// Nobody is where the workload is to be: whatever an earlier run has left
+    /// would answer in its place, and well.
+    fn is_vacant(&self, scenario: &Scenario) -> Result<()> {
+        let ip = self.rig.lab().container_address(0);
+        let addr = SocketAddr::from((ip, scenario.load.service().container().port));
+        let knock = move || TcpStream::connect_timeout(&addr, KNOCK);
+        let answer = within(self.rig.place(), "knock", knock)?;
+        let somebody = match answer {
+            Ok(_) => true,
+            Err(why) => why.kind() == ErrorKind::ConnectionRefused,
+        };
+        ensure!(!somebody, "somebody is at {addr} already: what an earlier run has left?");
         Ok(())
     }
 
