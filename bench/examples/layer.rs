@@ -13,9 +13,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use blip_bench::interrupt;
-use blip_bench::lab::{Host, LabSpec};
-use blip_bench::rig::{NETWORK, Order, Rig, blip_beside};
+use blip_bench::lab::Host;
+use blip_bench::rig::{NETWORK, Order, Rig, in_own_lab};
 use blip_bench::stats::median_interval;
 use clap::Parser;
 use serde_json::{Value, json};
@@ -57,15 +56,7 @@ while True:
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let program = std::env::current_exe()?;
-    let beside = program.ancestors().nth(2).context("target/PROFILE")?.join("blip-bench");
-    let name = format!("layer-{}", std::process::id());
-    let _doomed = interrupt::doom(&name, false);
-    let spec = LabSpec { name, program: Some(beside.clone()), ..LabSpec::default() };
-    let rig = Rig::start(&spec, &blip_beside(&beside)?, &["b"])?;
-    let result = measure(&rig, &args);
-    rig.end(false)?;
-    result
+    in_own_lab("layer", &["b"], |rig| measure(rig, &args))
 }
 
 fn measure(rig: &Rig, args: &Args) -> Result<()> {

@@ -20,11 +20,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use blip_bench::interrupt;
-use blip_bench::lab::LabSpec;
+use anyhow::{Result, ensure};
 use blip_bench::probe::{Place, within};
-use blip_bench::rig::{NETWORK, Order, Rig, blip_beside};
+use blip_bench::rig::{NETWORK, Order, Rig, in_own_lab};
 use blip_bench::stats::median_interval;
 use blip_bench::workload::dataset::Dataset;
 use blip_bench::workload::redis::{COMMAND, IMAGE, PORT, Redis};
@@ -60,15 +58,7 @@ type Seen = Arc<Mutex<Histogram<u64>>>;
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let program = std::env::current_exe()?;
-    let beside = program.ancestors().nth(2).context("target/PROFILE")?.join("blip-bench");
-    let name = format!("slow-{}", std::process::id());
-    let _doomed = interrupt::doom(&name, false);
-    let spec = LabSpec { name, program: Some(beside.clone()), ..LabSpec::default() };
-    let rig = Rig::start(&spec, &blip_beside(&beside)?, &["b"])?;
-    let result = measure(&rig, &args);
-    rig.end(false)?;
-    result
+    in_own_lab("slow", &["b"], |rig| measure(rig, &args))
 }
 
 fn measure(rig: &Rig, args: &Args) -> Result<()> {

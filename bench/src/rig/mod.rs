@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::interrupt;
 use crate::lab::{Client, Host, Lab, LabSpec};
 use crate::probe::{Here, Job, Place};
 use crate::relay::{Relay, Weather};
@@ -181,6 +182,29 @@ impl Rig {
             let _ = agent.wait();
         }
     }
+}
+
+/// Does `work` in a lab of its own, which is gone afterwards, also at an interrupt.
+/// For cargo's examples: their programs are in the folder above theirs.
+///
+/// # Errors
+/// When the lab does not come up or go, and those of the work.
+pub fn in_own_lab(
+    name: &str,
+    targets: &[&str],
+    work: impl FnOnce(&Rig) -> Result<()>,
+) -> Result<()> {
+    let example = std::env::current_exe().context("finding this program's own path")?;
+    let profile = example.ancestors().nth(2).context("an example is in target/PROFILE/examples")?;
+    let program = profile.join("blip-bench");
+    let name = format!("{name}-{}", std::process::id());
+    let _doomed = interrupt::doom(&name, false);
+    let blip = blip_beside(&program)?;
+    let spec = LabSpec { name, program: Some(program), ..LabSpec::default() };
+    let rig = Rig::start(&spec, &blip, targets)?;
+    let done = work(&rig);
+    rig.end(false)?;
+    done
 }
 
 impl Drop for Rig {
