@@ -38,8 +38,14 @@ pub fn blip_beside(me: &Path) -> Result<PathBuf> {
     Ok(beside)
 }
 
-/// Has cargo build the engine, if cargo started this program.
+/// Has cargo build the engine, if cargo started this program. Not for a test: the
+/// tests of the workspace have it built, and cargo, called by what it runs, builds
+/// all dependencies again over those that it has (ring's build script looks at the
+/// package's name).
 fn build(me: &Path) -> Result<()> {
+    if is_test() {
+        return Ok(());
+    }
     let (Some(cargo), Some(package)) =
         (std::env::var_os("CARGO"), std::env::var_os("CARGO_MANIFEST_DIR"))
     else {
@@ -47,34 +53,15 @@ fn build(me: &Path) -> Result<()> {
     };
     let profile = me.parent().and_then(Path::file_name).unwrap_or_default();
     let mut build = Command::new(cargo);
-    build.current_dir(package);
-    // In the way this process was built, the features of all dependencies are the
-    // same: nothing is built twice.
-    if is_test() {
-        build.args(["test", "--quiet", "--workspace", "--no-run"]);
-    } else {
-        build.args(["build", "--quiet", "--workspace", "--bin", "blip"]);
-    }
+    // With this package beside it the features of all dependencies are those
+    // this program was built with: nothing is built twice.
+    build.current_dir(package).args(["build", "--quiet", "--workspace", "--bin", "blip"]);
     if profile == "release" {
         build.arg("--release");
     }
-    without_our_package(&mut build);
     let status = build.stdin(Stdio::null()).status().context("running cargo to build blip")?;
     anyhow::ensure!(status.success(), "blip could not be built; cargo says why above");
     Ok(())
-}
-
-/// Leaves out what cargo says of the package of the program that it runs: build
-/// scripts (ring's) are run again if it changes, and all that depends on them is
-/// built again, by every other call of cargo.
-fn without_our_package(cargo: &mut Command) {
-    let ours = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if ours.iter().any(|prefix| text.starts_with(prefix)) {
-            cargo.env_remove(&name);
-        }
-    }
 }
 
 /// Whether this process is a test: cargo puts those into a folder `deps`.
