@@ -1,7 +1,7 @@
 //! Ctrl-C: a lab that a command has brought up goes with the command.
 
 use std::io::Write as _;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use crate::lab::Lab;
 
@@ -25,19 +25,23 @@ pub fn doom(name: &str, keep: bool) -> Option<Doomed> {
             tracing::warn!("an interrupt will leave the lab up: {error}");
         }
     });
-    DOOMED.lock().unwrap_or_else(PoisonError::into_inner).push(name.to_owned());
+    doomed().push(name.to_owned());
     Some(Doomed(name.to_owned()))
 }
 
 impl Drop for Doomed {
     fn drop(&mut self) {
-        DOOMED.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| *name != self.0);
+        doomed().retain(|name| *name != self.0);
     }
 }
 
+fn doomed() -> MutexGuard<'static, Vec<String>> {
+    DOOMED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn end() {
-    let doomed = DOOMED.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    for name in doomed {
+    let names = doomed().clone();
+    for name in names {
         let _ = writeln!(std::io::stderr(), "interrupted: the lab '{name}' is taken down");
         if let Err(error) = Lab::remove(&name) {
             let _ = writeln!(std::io::stderr(), "{error}; try: blip-bench lab down --name {name}");

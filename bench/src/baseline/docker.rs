@@ -44,7 +44,6 @@ impl Baseline for Checkpoint {
     }
 
     fn start(&mut self, rig: &Rig, load: &Load) -> Result<SocketAddr> {
-        self.clean(rig);
         let ip = rig.lab().container_address(0);
         let (image, command, port) = container(load);
         for (host, verb) in [("a", "run --detach"), ("b", "create")] {

@@ -85,7 +85,6 @@ impl Baseline for Move {
     }
 
     fn start(&mut self, rig: &Rig, load: &Load) -> Result<SocketAddr> {
-        self.clean(rig);
         let ip = rig.lab().container_address(0);
         let (image, command, port) = container(load);
         let (a, b) = (rig.host("a")?, rig.host("b")?);

@@ -51,7 +51,7 @@ pub trait Baseline {
     fn can(&self, rig: &Rig, load: &Load) -> Result<(), String>;
 
     /// Starts the load on host `a` and prepares host `b`. What an earlier run
-    /// left behind is removed first.
+    /// left behind has been [cleaned](Self::clean).
     ///
     /// # Errors
     /// When it does not start.

@@ -90,7 +90,6 @@ impl Baseline for Podman {
     }
 
     fn start(&mut self, rig: &Rig, load: &Load) -> Result<SocketAddr> {
-        self.clean(rig);
         let ip = rig.lab().container_address(0);
         let (image, command, port) = container(load);
         for host in [rig.host("a")?, rig.host("b")?] {

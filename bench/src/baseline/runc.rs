@@ -37,7 +37,6 @@ impl Baseline for CheckpointRestore {
     }
 
     fn start(&mut self, rig: &Rig, load: &Load) -> Result<SocketAddr> {
-        self.clean(rig);
         let ip = berth::make(rig)?;
         let (image, command, port) = container(load);
         for host in [rig.host("a")?, rig.host("b")?] {

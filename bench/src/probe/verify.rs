@@ -32,13 +32,7 @@ impl Expected {
     /// # Errors
     /// When the server does not answer.
     pub fn ask(redis: &Redis) -> Result<Expected, RedisError> {
-        // While one thread hashes what it is told, the server can hash, too.
-        let (digest, server_digest) = std::thread::scope(|scope| {
-            let other = scope.spawn(|| redis.server_digest());
-            let digest = redis.digest();
-            (digest, other.join().unwrap_or_else(|why| std::panic::resume_unwind(why)))
-        });
-        Ok(Expected { digest: digest?, server_digest: server_digest?, identity: redis.identity()? })
+        Ok(Expected { server_digest: redis.server_digest()?, ..Expected::ask_once(redis)? })
     }
 
     /// The same without a second opinion, the server's own digest, which takes it

@@ -335,20 +335,14 @@ pub(crate) struct Migration {
 impl Migration {
     /// Reads on until an event fits: `begin freeze`, `round 0`.
     pub(crate) fn wait_for(&mut self, sign: &str) {
-        if let Err(all) = self.comes_to(sign) {
-            panic!("no event '{sign}' came, but: {all}");
-        }
-    }
-
-    /// The same; if it ends before, all it said.
-    pub(crate) fn comes_to(&mut self, sign: &str) -> Result<(), String> {
-        self.comes_to_event(|event| {
+        let come = self.comes_to_event(|event| {
             let phase = event["phase"].as_str().unwrap_or_default();
             format!("{} {phase}", event["event"].as_str().unwrap_or_default()) == sign
-        })
+        });
+        come.unwrap_or_else(|all| panic!("no event '{sign}' came, but: {all}"));
     }
 
-    /// Reads on until a note begins so.
+    /// Reads on until a note begins so; if it ends before, all it said.
     pub(crate) fn comes_to_note(&mut self, beginning: &str) -> Result<(), String> {
         self.comes_to_event(|event| {
             let text = event["text"].as_str().unwrap_or_default();
@@ -381,15 +375,11 @@ impl Migration {
 
     /// As Ctrl-C does.
     pub(crate) fn interrupt(&self) {
-        self.signal(nix::sys::signal::Signal::SIGINT);
-    }
-
-    /// Sends blip a signal.
-    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         let outer = self.child.id();
         let path = format!("/proc/{outer}/task/{outer}/children");
         let inner = std::fs::read_to_string(path).expect("children");
         let inner = inner.trim().parse().expect("one child");
+        let signal = nix::sys::signal::Signal::SIGINT;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(inner), signal).expect("kill");
     }
 

@@ -6,6 +6,7 @@
 //! `NFT_MSG_DELRULE` with no chain named (linux/netfilter/nf_tables.h), in a
 //! batch of nfnetlink.
 
+use super::{BRIDGE, NETDEV};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
@@ -61,8 +62,8 @@ impl Flush {
 }
 
 fn message(table: &str) -> Vec<u8> {
-    let (family, name) = table.split_once(' ').unwrap_or(("netdev", table));
-    let family = if family == "bridge" { FAMILY_BRIDGE } else { FAMILY_NETDEV };
+    let (family, name) = table.split_once(' ').unwrap_or((NETDEV, table));
+    let family = if family == BRIDGE { FAMILY_BRIDGE } else { FAMILY_NETDEV };
     let mut name = name.as_bytes().to_vec();
     name.push(0);
     let rule = attribute(RULE_TABLE, &name);

@@ -45,11 +45,13 @@ impl Addresses {
         (segment.driver == SEGMENT_DRIVER || bridge) && segment.uplink.is_some()
     }
 
-    /// Where the container's interface is, if it has one only.
+    /// Where the container's interface is, if it has one only and its address
+    /// moves.
     pub fn place(&self) -> Option<Place> {
         let mut segments = self.networks.values();
         let first = segments.next()?;
-        if segments.next().is_none() { first.place() } else { None }
+        let only = segments.next().is_none() && self.can_move();
+        if only { first.place() } else { None }
     }
 
     /// What the target's networks must offer; nothing if no address moves.
@@ -115,6 +117,21 @@ mod tests {
     fn bridge(uplink: Option<&str>) -> Segment {
         let (driver, bridge) = ("bridge".to_owned(), Some("br0".to_owned()));
         Segment { driver, bridge, uplink: uplink.map(str::to_owned), ..Segment::default() }
+    }
+
+    fn parented(driver: &str, parent: Option<&str>) -> Segment {
+        let (driver, uplink) = (driver.to_owned(), parent.map(str::to_owned));
+        Segment { driver, uplink, ..Segment::default() }
+    }
+
+    #[test]
+    fn addresses_move_on_a_macvlan_with_a_parent() {
+        let macvlan = on(parented("macvlan", Some("eth0")), false);
+        assert!(macvlan.can_move());
+        assert_eq!(macvlan.place(), Some(Place::Macvlan { parent: "eth0".into() }));
+        assert!(!on(parented("macvlan", None), false).can_move(), "a segment within this host");
+        assert!(!on(parented("ipvlan", Some("eth0")), false).can_move());
+        assert_eq!(on(bridge(Some("eth0")), false).place(), None);
     }
 
     #[test]

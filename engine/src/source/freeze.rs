@@ -142,7 +142,7 @@ impl Ready {
             images: directory.to_owned(),
         };
         let guard = Guard::start(&charge, &[]).map_err(FreezeError::Guard)?;
-        let place = subject.addresses.place().filter(|_| subject.keep_addresses);
+        let place = subject.addresses.place();
         Ok(Self { loaded, cut, in_flight, newcomers, guard, freezer, init, images, place })
     }
 

@@ -41,7 +41,7 @@ fn difference(wanted: &Wanted, here: &Segment) -> Option<Finding> {
         );
         return Some(Finding::blocker(what, recreate));
     }
-    if here.uplink.is_none() {
+    if here.bridge.is_some() && here.uplink.is_none() {
         return Some(Finding::blocker(
             format!("the bridge of network '{name}' leads nowhere on the target"),
             remedy_for_bridge(here),
@@ -95,7 +95,7 @@ fn judge(
         Ok(None) => {
             let what = format!(
                 "the container does not answer on {uplink} of the target: network '{name}' is on \
-                 another segment there"
+                 another segment there, or its hosts do not hear each other's ARP"
             );
             let remedy =
                 "join the two segments, or let the address change: clients would not find it";
@@ -128,6 +128,7 @@ fn parsed(subnets: &[String]) -> Vec<(IpAddr, u8)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     fn wanted(driver: &str) -> Wanted {
         Wanted {
@@ -140,10 +141,13 @@ mod tests {
     }
 
     fn here() -> Segment {
+        Segment { driver: "bridge".into(), bridge: Some("br0".into()), ..macvlan() }
+    }
+
+    fn macvlan() -> Segment {
         Segment {
-            driver: "bridge".into(),
+            driver: "macvlan".into(),
             uplink: Some("eth1".into()),
-            bridge: Some("br0".into()),
             subnets: vec!["fd00:0::/64".into(), "10.0.0.0/24".into()],
             ..Segment::default()
         }
@@ -152,16 +156,21 @@ mod tests {
     #[test]
     fn the_same_network_is_fine_however_it_is_written() {
         assert_eq!(difference(&wanted("bridge"), &here()), None);
+        assert_eq!(difference(&wanted("macvlan"), &macvlan()), None);
+        assert_eq!(difference(&wanted("macvlan"), &Segment { uplink: None, ..macvlan() }), None);
     }
 
     #[test]
     fn what_differs_is_named() {
-        let taken = [("10.0.0.9".parse().unwrap(), "other".to_owned())].into();
+        let taken: BTreeMap<_, _> = [("10.0.0.9".parse().unwrap(), "other".to_owned())].into();
         for (wanted, here, word) in [
             (wanted("macvlan"), here(), "driver macvlan"),
             (wanted("bridge"), Segment { subnets: vec![], ..here() }, "subnet"),
             (wanted("bridge"), Segment { uplink: None, ..here() }, "leads nowhere"),
-            (wanted("bridge"), Segment { taken, ..here() }, "container 'other'"),
+            (wanted("bridge"), Segment { taken: taken.clone(), ..here() }, "container 'other'"),
+            (wanted("ipvlan"), macvlan(), "driver ipvlan"),
+            (wanted("macvlan"), Segment { subnets: vec![], ..macvlan() }, "subnet"),
+            (wanted("macvlan"), Segment { taken, ..macvlan() }, "container 'other'"),
         ] {
             let finding = difference(&wanted, &here).expect(word);
             assert!(finding.blocks && finding.what.contains(word), "{finding:?}");
@@ -175,6 +184,7 @@ mod tests {
         let judge = |driver, heard| judge(&wanted(driver), "eth1", at, mac, Ok(heard));
         assert_eq!(judge("bridge", Some(mac)), None);
         assert!(judge("bridge", None).is_some_and(|finding| finding.blocks));
+        assert_eq!(judge("macvlan", Some(mac)), None);
         assert!(judge("macvlan", None).is_some_and(|finding| !finding.blocks));
         assert!(judge("macvlan", Some([9; 6])).is_some_and(|finding| finding.blocks));
     }

@@ -146,7 +146,6 @@ impl Baseline for Criu {
     }
 
     fn start(&mut self, rig: &Rig, load: &Load) -> Result<SocketAddr> {
-        self.clean(rig);
         let ip = berth::make(rig)?;
         Ok(SocketAddr::from((ip, process::start(rig, load)?)))
     }

@@ -297,7 +297,7 @@ impl<'a> Handover<'a> {
     /// What clients sent during the downtime reaches the container late, not
     /// never.
     fn send_late_frames(&self) {
-        let place = self.subject.addresses.place().filter(|_| self.subject.keep_addresses);
+        let place = self.subject.addresses.place();
         let (Some(frozen), Some(place)) = (&self.frozen, place) else { return };
         match frozen.forward_in_flight(place.uplink()) {
             Ok(count) => tracing::debug!(count, "frames sent on"),
