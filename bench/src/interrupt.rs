@@ -1,6 +1,7 @@
 //! Ctrl-C: a lab that a command has brought up goes with the command.
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use crate::lab::Lab;
@@ -10,6 +11,7 @@ const EXIT: i32 = 130;
 
 static DOOMED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static LISTEN: Once = Once::new();
+static CAME: AtomicBool = AtomicBool::new(false);
 
 /// A lab that goes at an interrupt, as long as this lives.
 #[derive(Debug)]
@@ -35,11 +37,20 @@ impl Drop for Doomed {
     }
 }
 
+/// After an interrupt this does not return: the lab is going, and what is done in
+/// it from now on means nothing.
+pub fn stop_if_it_came() {
+    while CAME.load(Ordering::Acquire) {
+        std::thread::park();
+    }
+}
+
 fn doomed() -> MutexGuard<'static, Vec<String>> {
     DOOMED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn end() {
+    CAME.store(true, Ordering::Release);
     let names = doomed().clone();
     for name in names {
         let _ = writeln!(std::io::stderr(), "interrupted: the lab '{name}' is taken down");

@@ -333,6 +333,7 @@ const FIELDS: [(&str, Option<&str>); 41] = [
 const EVERYTHING: &str = "--network blipnet --network-alias web --env COLOR=blue --label team=x \
     --user 0:0 --workdir /tmp --hostname box --domainname example.org --ulimit nofile=2048:4096 \
     --ulimit core=0 --cap-drop ALL --cap-add NET_BIND_SERVICE --security-opt no-new-privileges \
+    --security-opt apparmor=unconfined \
     --device /dev/null:/dev/mine:rwm --restart on-failure:3 --health-cmd true \
     --health-interval 1s --log-driver json-file --log-opt max-size=1m --log-opt max-file=2 \
     --stop-signal SIGINT --stop-timeout 7 --read-only --tmpfs /tmp --init --interactive \

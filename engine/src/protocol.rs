@@ -87,6 +87,9 @@ pub struct CheckRequest {
     pub layer: ByteSize,
     /// What is mounted into it.
     pub mounts: Vec<Mount>,
+    /// The AppArmor profile that confines it; empty where there is no AppArmor.
+    #[serde(default)]
+    pub apparmor: String,
 }
 
 /// What a network of the target must offer, for addresses to move there.

@@ -10,6 +10,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 const SIZE: u64 = 16 << 20;
 const PAGE: u64 = 4096;
@@ -118,6 +120,77 @@ fn what_is_written_in_any_way_arrives() {
         let same =
             fs::read(&path).expect("read") == fs::read(target.path().join("file")).expect("read");
         assert!(same, "after round {round}, {pace:?}");
+    }
+}
+
+/// What may happen to a small file, or around it, and is seen.
+const HAPPENINGS: [(&str, &str); 17] = [
+    ("written to", "printf x >> $F"),
+    ("written in place", "printf y | dd of=$F bs=1 seek=3 conv=notrunc status=none"),
+    ("cut short", "truncate -s 2 $F"),
+    ("made longer", "truncate -s 70000 $F"),
+    ("a hole", "fallocate -p -o 0 -l 4096 $F"),
+    ("its mode", "chmod 600 $F"),
+    ("its owner", "chown 12:34 $F"),
+    ("its times", "touch -d 2001-02-03 $F"),
+    ("an attribute", "python3 -c \"import os; os.setxattr('$F', 'user.blip', b'v')\""),
+    ("no attribute", "python3 -c \"import os; os.removexattr('$F', 'user.blip')\""),
+    (
+        "mapped",
+        "python3 -c \"import mmap; f = open('$F', 'r+b'); mmap.mmap(f.fileno(), 8)[5] = 65\"",
+    ),
+    ("a second name", "ln $F $D/second"),
+    ("its only name again", "rm $D/second"),
+    ("another name", "mv $F $D/other; mv $D/other $F.moved; mv $F.moved $F"),
+    ("replaced", "cp -p $F $D/new; printf z >> $D/new; mv $D/new $F"),
+    ("a link", "rm $F; ln -s nowhere $F"),
+    ("gone", "rm $F"),
+];
+
+/// Some hundred files in ten directories.
+fn grove(root: &Path) {
+    for n in 0..500 {
+        let dir = root.join(format!("d{}", n % 10));
+        fs::create_dir_all(&dir).expect("dir");
+        fs::write(dir.join(format!("f{n}")), vec![n as u8; 5000]).expect("write");
+    }
+}
+
+/// All there is to know of a tree, but for access times and inode numbers.
+fn described(root: &Path) -> String {
+    let script = "find . -mindepth 1 -printf '%p %y %m %U %G %s %n %T@ %l\\n' | sort; \
+                  find . -type f -print0 | sort -z | xargs -0 sha256sum; \
+                  find . -print0 | sort -z | xargs -0 python3 -c \
+                  'import os, sys\nfor p in sys.argv[1:]:\n  for k in sorted(os.listxattr(p, \
+                  follow_symlinks=False)): print(p, k, os.getxattr(p, k, follow_symlinks=False))'";
+    let out = Command::new("sh").args(["-c", script]).current_dir(root).output().expect("sh");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+#[test]
+#[cfg_attr(not(blip_root), ignore = "needs root")]
+fn a_frozen_round_sees_all_that_happened_and_looks_at_nothing_else() {
+    let (source, target) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
+    grove(source.path());
+    let Some(mut carrier) = Carrier::of(source.path()) else { return };
+    // Writing new files out changes them once more.
+    carrier.round(Pace::Live, target.path());
+    for (what, script) in HAPPENINGS {
+        // What happened a moment ago is not believed yet.
+        std::thread::sleep(Duration::from_millis(60));
+        carrier.round(Pace::Live, target.path());
+        let quiet = carrier.round(Pace::Frozen, target.path());
+        assert!(quiet.scanned <= 20, "{} entries looked at before {what}", quiet.scanned);
+        let done = Command::new("sh")
+            .args(["-ec", script])
+            .env("D", source.path().join("d3"))
+            .env("F", source.path().join("d7/f447"))
+            .status();
+        assert!(done.expect("sh").success(), "{what}");
+        let last = carrier.round(Pace::Frozen, target.path());
+        assert_eq!(described(source.path()), described(target.path()), "{what}");
+        assert!(last.changed + last.removed > 0 && last.scanned < 250, "{what}: {last:?}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Making the runs of a plan, one after the other.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ use super::sample::{ClientSide, Ended, Noise, Sample, Trace, WorkloadSide};
 use super::scenario::Scenario;
 use crate::baseline::{self, Baseline};
 use crate::demo::report::MigrateReport;
+use crate::interrupt;
 use crate::probe::{Probe, Spec, within};
 use crate::relay::Relay;
 use crate::rig::{Order, Rig};
@@ -32,6 +33,9 @@ const CONTAINER: &str = "workload";
 
 /// How long somebody who should not be there is given to answer.
 const KNOCK: Duration = Duration::from_millis(300);
+
+/// So many failures of a peer on one scenario and link say what more would.
+const GIVEN_UP: u32 = 2;
 
 /// How long nothing is done where nothing is to be moved.
 const NOTHING: Duration = Duration::from_secs(2);
@@ -106,7 +110,8 @@ impl<'a> Runner<'a> {
     }
 
     /// Makes all runs that the record does not have, and tells each as it is
-    /// done.
+    /// done. A peer that fails twice in the same way of going is left out from
+    /// then on.
     ///
     /// # Errors
     /// When the record cannot be written. A run that fails is a sample that
@@ -116,15 +121,25 @@ impl<'a> Runner<'a> {
         record: &mut Record,
         tell: &mut dyn FnMut(&Cell, Option<&Sample>),
     ) -> Result<()> {
-        for cell in
-            self.plan.cells().into_iter().filter(|cell| !record.has(cell)).collect::<Vec<_>>()
-        {
+        let mut failures: BTreeMap<Cell, u32> = BTreeMap::new();
+        for cell in self.plan.cells() {
+            let failed = failures.entry(Cell { repeat: 0, ..cell.clone() }).or_default();
+            if record.has(&cell) || *failed >= GIVEN_UP {
+                continue;
+            }
             tell(&cell, None);
             let (sample, trace) = self.one(&cell);
+            interrupt::stop_if_it_came();
             record.add(&sample, &trace)?;
+            // blip has no excuse; of a peer that cannot, twice is enough.
+            *failed += u32::from(self.is_peer(&cell.arm) && sample.ended == Ended::Failed);
             tell(&cell, Some(&sample));
         }
         Ok(())
+    }
+
+    fn is_peer(&self, arm: &str) -> bool {
+        self.plan.arms.iter().any(|a| a.name == arm && matches!(a.way, Way::Peer(_)))
     }
 
     /// Has `meddler` break something: it is called with the name of each of

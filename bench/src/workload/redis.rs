@@ -5,7 +5,7 @@
 //! (see [`crate::probe::Place`]).
 
 use std::net::SocketAddr;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use redis::{Connection, Pipeline};
@@ -152,16 +152,16 @@ impl Redis {
     /// # Errors
     /// [`RedisError::Talk`] when the server goes away.
     pub fn digest(&self) -> Result<Digest, RedisError> {
-        let mut digester = Digester::default();
-        self.scan("MGET", |keys, values: Vec<Option<Vec<u8>>>| {
-            for (key, value) in keys.iter().zip(values) {
-                // A key that vanished between the scan and the read is missing.
-                if let Some(value) = value {
-                    digester.add(key, &value);
-                }
-            }
-        })?;
-        Ok(digester.finish())
+        let (pages, read) = sync_channel(BATCHES);
+        std::thread::scope(|scope| {
+            let digesting = scope.spawn(move || digest_of(&read));
+            self.scan("MGET", |keys, values: Vec<Option<Vec<u8>>>| {
+                // The other thread ends only when there are no more.
+                let _ = pages.send(keys.iter().cloned().zip(values).collect());
+            })?;
+            drop(pages);
+            Ok(digesting.join().unwrap_or_else(|why| std::panic::resume_unwind(why)))
+        })
     }
 
     /// The same question asked of Redis itself, through `DEBUG DIGEST-VALUE`:
@@ -268,6 +268,21 @@ impl Redis {
         let addr = self.addr;
         move |source| RedisError::Talk { what, addr, source }
     }
+}
+
+/// Keys, each with its value if it has one.
+type Page = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+/// Of what is read, until there is no more.
+fn digest_of(read: &Receiver<Page>) -> Digest {
+    let mut digester = Digester::default();
+    for (key, value) in read.iter().flatten() {
+        // A key that vanished between the scan and the read is missing.
+        if let Some(value) = value {
+            digester.add(&key, &value);
+        }
+    }
+    digester.finish()
 }
 
 /// Makes a dataset as batches of writes, for as long as somebody takes them.

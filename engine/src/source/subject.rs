@@ -241,6 +241,7 @@ impl Subject {
             memory: self.memory()?,
             layer: self.upper.as_deref().map(size_of).unwrap_or_default(),
             mounts: self.plan.told(),
+            apparmor: self.inspection.all.app_armor_profile.clone().unwrap_or_default(),
         })
     }
 

@@ -1,7 +1,7 @@
 //! What a host is made of, and whether a container could live there.
 
 use super::mounts::{self, Remains};
-use super::segment;
+use super::{apparmor, segment};
 use crate::criu::rpc::Worker;
 use crate::docker::{Docker, DockerError};
 use crate::image::Held;
@@ -117,6 +117,7 @@ pub async fn target(
     findings.extend(mounts::check(docker, remains, &request.mounts).await?);
     findings.extend(mounts::room(docker, request.layer, &request.mounts).await?);
     findings.extend(room(request));
+    findings.extend(apparmor::check(request));
     findings.extend(missing_cpu(&request.source.cpu, &facts.cpu));
     if request.source.kernel != facts.kernel {
         findings.push(Finding::note(

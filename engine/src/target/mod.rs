@@ -5,6 +5,7 @@
 //! can forget: what was staged and never ran is removed when it starts again.
 
 mod announcer;
+mod apparmor;
 pub mod arrival;
 mod brownout;
 pub mod check;

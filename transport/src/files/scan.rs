@@ -25,6 +25,7 @@ use super::wire::{FrameWriter, Sink, Time};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::time::ClockId;
+use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -47,7 +48,8 @@ pub enum Pace {
     /// which may take a while.
     Live,
     /// The container is frozen and nothing else writes either. Waits for
-    /// nothing, and lists only directories that changed.
+    /// nothing, lists only directories that changed, and looks at nothing of
+    /// which a [`WriteLog`] says that it has not been touched.
     Frozen,
     /// Nothing has changed since a frozen round but names: entries that came or
     /// went. Looks only into directories in which some did.
@@ -146,11 +148,12 @@ pub struct Sent {
     pub totals: RoundTotals,
 }
 
-/// Knows which parts of a file were written to, by whatever way.
+/// Knows which files changed, and which parts of them, by whatever way.
 ///
 /// **Invariant**: what is written after [`before_sync`](Self::before_sync), and
 /// what was written before and is not on disk when the synchronisation ends, is
-/// told by the next [`written`](Self::written) and by the one after it.
+/// told by the next [`written`](Self::written) and by the one after it; and
+/// [`touched`](Self::touched) tells of it until the next synchronisation.
 pub trait WriteLog: Send {
     /// The file system is about to be synchronised.
     fn before_sync(&mut self);
@@ -158,6 +161,10 @@ pub trait WriteLog: Send {
     /// Byte ranges of `file`, which is `inode`, that may differ from when this
     /// was asked last; `None`: any may.
     fn written(&mut self, file: BorrowedFd<'_>, inode: u64) -> Option<Vec<Range<u64>>>;
+
+    /// Every inode of which content or metadata changed since the last
+    /// synchronisation began, in this tree or elsewhere; `None`: any may have.
+    fn touched(&mut self) -> Option<HashSet<u64>>;
 }
 
 /// Walks one tree, round after round.
@@ -261,9 +268,14 @@ impl Scanner {
         let writer =
             FrameWriter::new(sink).map_err(|source| ScanError::Sink { path: root(), source })?;
         let writer = if self.nearby { writer.nearby() } else { writer };
-        let log = log.map(|log| log as &mut dyn WriteLog);
+        let mut log = log.map(|log| log as &mut dyn WriteLog);
+        let touched = match (pace, &mut log) {
+            (Pace::Frozen, Some(log)) => log.touched(),
+            _ => None,
+        };
         let mut walk = Walk::new(self, known, fence, log, writer);
         walk.names_only = pace == Pace::Names;
+        walk.touched = touched;
         walk.run()
     }
 }

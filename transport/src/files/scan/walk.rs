@@ -11,7 +11,7 @@ use crate::files::wire::{FrameWriter, Record, Time};
 use crate::files::{MAX_DEPTH, xattr};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ pub(super) struct Walk<'a, 'w> {
     pub(super) fence: Option<Time>,
     /// What is in directories that did not change is as it was.
     pub(super) names_only: bool,
+    /// The only inodes that changed since they were looked at, if that is known.
+    pub(super) touched: Option<HashSet<u64>>,
     /// What was written to large files, if somebody knows.
     pub(super) log: Option<&'w mut dyn WriteLog>,
     pub(super) writer: FrameWriter<'w>,
@@ -71,6 +73,7 @@ impl<'a, 'w> Walk<'a, 'w> {
             known,
             fence,
             names_only: false,
+            touched: None,
             log,
             writer,
             path: Vec::new(),
@@ -208,7 +211,7 @@ impl<'a, 'w> Walk<'a, 'w> {
             next_old += usize::from(before.is_some());
             let seen = match before {
                 _ if !present => Seen::Gone,
-                Some(node) if trusted && self.names_only && node.is_lone() => Seen::Same,
+                Some(node) if trusted && self.is_as_it_was(node) => Seen::Same,
                 before => self.named(dir, &name, before)?,
             };
             match (seen, before) {
@@ -229,6 +232,12 @@ impl<'a, 'w> Walk<'a, 'w> {
             (new, _) => Arc::new(new.unwrap_or_default()),
         };
         Ok((children, complete))
+    }
+
+    /// Whether an entry of a directory that did not change need not be looked at.
+    fn is_as_it_was(&self, node: &Node) -> bool {
+        let lone = self.names_only && node.is_lone();
+        lone || self.touched.as_ref().is_some_and(|touched| is_untouched(node, touched))
     }
 
     /// The sorted names in a directory, each once and without those that are
@@ -393,6 +402,20 @@ impl<'a, 'w> Walk<'a, 'w> {
         let source = io::Error::from(errno);
         ScanError::Io { what, path: self.here(), source }
     }
+}
+
+/// Whether neither `node` nor anything beneath it changed. What has several
+/// names is found by the walk alone, so it cannot be left out.
+fn is_untouched(node: &Node, touched: &HashSet<u64>) -> bool {
+    node.settled
+        && !touched.contains(&node.stamp.inode)
+        && match &node.body {
+            Body::Dir { children, .. } => {
+                children.iter().all(|(_, child)| is_untouched(child, touched))
+            }
+            Body::Linked => false,
+            Body::File { .. } | Body::Whiteout | Body::Plain => true,
+        }
 }
 
 /// Names come from the kernel and are joined by this module.
