@@ -46,6 +46,17 @@ fn rate(hosts: &Hosts, addr: SocketAddr) -> f64 {
     })
 }
 
+/// It writes as before. The machine has other things to do than this now and
+/// then; what is still held back after ten seconds has been kept.
+fn regains(hosts: &Hosts, addr: SocketAddr, before: f64) {
+    let after = (0..10).map(|_| rate(hosts, addr));
+    let tried: Vec<f64> = after
+        .scan(false, |done, now| (!std::mem::replace(done, now > 0.8 * before)).then_some(now))
+        .collect();
+    let regained = tried.last().is_some_and(|last| *last > 0.8 * before);
+    assert!(regained, "it writes {tried:.0?} B/s, before {before:.0}");
+}
+
 /// Every page is what it must be.
 fn is_whole(hosts: &Hosts, addr: SocketAddr) {
     let checked = ask(hosts, move || Writer::at(addr).check().expect("a check"));
@@ -63,8 +74,7 @@ fn gives_up(hosts: &Hosts, addr: SocketAddr, flags: &str, limit: Duration) -> Ve
     assert!(err.contains("gave up") && err.contains("runs here as before"), "{err}");
     assert!(took < limit, "{took:?}");
     assert_eq!(hosts.identity(NAME), identity, "untouched");
-    let after = rate(hosts, addr);
-    assert!(after > 0.8 * before, "it writes {after:.0} B/s, before {before:.0}");
+    regains(hosts, addr, before);
     is_whole(hosts, addr);
     hosts.source_is_clean(flags, Some(NAME));
     hosts.target_is_empty(flags);

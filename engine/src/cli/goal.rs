@@ -41,6 +41,15 @@ pub(super) struct GoalArgs {
     /// those that are written again and again
     #[arg(long)]
     no_hold_back: bool,
+    /// Make exactly so many rounds, whatever they find, hold nothing back, and
+    /// freeze: classic pre-copy, to compare with (needs --method pre-copy)
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1000),
+        conflicts_with_all = ["downtime", "deadline", "on_miss", "max_rounds", "throttle"]
+    )]
+    rounds: Option<u32>,
 }
 
 impl ValueEnum for Method {
@@ -102,6 +111,7 @@ impl GoalArgs {
             max_rounds: self.max_rounds.unwrap_or(Goal::default().max_rounds),
             throttle: self.throttle.unwrap_or_default(),
             hold_back: !self.no_hold_back,
+            rounds: self.rounds,
         })
     }
 
@@ -125,6 +135,12 @@ impl GoalArgs {
             return Some(format!(
                 "--max-rounds contradicts --method {method}, which copies no rounds ahead; drop \
                  one of them"
+            ));
+        }
+        if self.rounds.is_some() && method != Method::PreCopy {
+            return Some(format!(
+                "--rounds contradicts --method {method}: it makes classic pre-copy, to compare \
+                 with; add --method pre-copy"
             ));
         }
         if self.throttle.is_some_and(|limit| limit.percent() > 0) && !rounds {
@@ -175,6 +191,12 @@ mod tests {
     }
 
     #[test]
+    fn classic_pre_copy_can_be_had() {
+        let goal = goal("--method pre-copy --rounds 12 --no-hold-back").unwrap();
+        assert_eq!((goal.rounds, goal.hold_back), (Some(12), false));
+    }
+
+    #[test]
     fn what_a_miss_means_follows_from_the_method() {
         assert_eq!(goal("--downtime 50ms").unwrap().on_miss, OnMiss::PostCopy);
         assert_eq!(goal("--downtime 50ms --method pre-copy").unwrap().on_miss, OnMiss::Abort);
@@ -188,6 +210,8 @@ mod tests {
             ("--on-miss abort", ["--on-miss", "--deadline"]),
             ("--method post-copy --max-rounds 3", ["--max-rounds", "post-copy"]),
             ("--method stop-and-copy --throttle auto", ["--throttle", "pre-copy"]),
+            ("--rounds 9", ["--rounds", "--method pre-copy"]),
+            ("--method pre-copy --rounds 9 --downtime 9ms", ["--rounds", "--downtime"]),
             ("--downtime 3s --deadline 2s", ["--downtime 3s", "--deadline 2s"]),
         ] {
             let error = goal(line).unwrap_err();

@@ -109,6 +109,9 @@ pub struct Goal {
     pub throttle: ThrottleLimit,
     /// Hold pages back that are written again and again.
     pub hold_back: bool,
+    /// Exactly so many rounds, whatever they find: classic pre-copy, to compare
+    /// with.
+    pub rounds: Option<u32>,
 }
 
 impl Default for Goal {
@@ -122,6 +125,7 @@ impl Default for Goal {
             max_rounds: 30,
             throttle: ThrottleLimit::Off,
             hold_back: true,
+            rounds: None,
         }
     }
 }

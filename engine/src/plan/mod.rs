@@ -23,7 +23,7 @@ use blip_transport::units::{Bandwidth, ByteSize, PageCount, Round};
 pub use costs::{Cost, Costs};
 pub use goal::{Goal, Method, OnMiss, ThrottleLimit};
 use model::{Model, Rest};
-use policy::{Policy, TargetDriven};
+use policy::{FixedRounds, Policy, TargetDriven};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -181,7 +181,11 @@ pub struct Planner {
 impl Planner {
     /// A planner that knows what the user wants and what experience says.
     pub fn new(goal: Goal, costs: Costs, link: LinkFacts) -> Self {
-        Self::with_policy(goal, costs, link, Box::new(TargetDriven::default()))
+        let policy: Box<dyn Policy> = match goal.rounds {
+            Some(rounds) => Box::new(FixedRounds(rounds)),
+            None => Box::new(TargetDriven::default()),
+        };
+        Self::with_policy(goal, costs, link, policy)
     }
 
     /// A planner that decides by `policy`.

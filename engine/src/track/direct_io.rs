@@ -13,8 +13,15 @@
 //! Knowledge is kept until the process executes another program: a process
 //! that did so once may do so again between two looks.
 
+use rustix::fs::{OFlags, fcntl_getfl, readlinkat};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::os::fd::OwnedFd;
+
+/// A table of so many descriptors is gone through, however few are in use.
+const SMALL_TABLE: u64 = 4096;
 
 /// The worst that was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,18 +37,27 @@ pub(super) enum DirectIo {
 
 impl DirectIo {
     /// Looks through the open descriptors; `aio`: whether it has such a ring.
+    ///
+    /// Those of files are borrowed for a moment, which costs a fraction of what
+    /// reading about them in `/proc` does: servers keep tens of thousands open.
+    /// Sockets are not: the kernel would count them as ours from then on.
     pub(super) fn of(pid: i32, aio: bool) -> io::Result<Self> {
+        let process = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+        let process = pidfd_open(process, PidfdFlags::empty())?;
+        let directory = File::open(format!("/proc/{pid}/fd"))?;
         let mut worst = Self::None;
-        for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let mut name = Vec::new();
+        for number in numbers(pid)? {
             // Descriptors come and go while we look.
-            let Ok(entry) = entry else { continue };
-            let Ok(target) = std::fs::read_link(entry.path()) else { continue };
-            let name = target.as_os_str().as_encoded_bytes();
+            name = match readlinkat(&directory, number.to_string(), name) {
+                Ok(name) => name.into_bytes(),
+                Err(_) => Vec::new(),
+            };
             if name == b"anon_inode:[io_uring]" {
                 return Ok(Self::Asynchronous);
             }
             // Sockets, pipes and the like have no slash in front.
-            if name.starts_with(b"/") && is_direct(pid, &entry.path()) {
+            if name.starts_with(b"/") && is_direct(&process, number)? {
                 worst = Self::Synchronous;
             }
         }
@@ -49,14 +65,29 @@ impl DirectIo {
     }
 }
 
-/// Whether `/proc/PID/fdinfo/N` shows `O_DIRECT` among the flags (octal).
-fn is_direct(pid: i32, descriptor: &Path) -> bool {
-    let Some(number) = descriptor.file_name().and_then(|name| name.to_str()) else { return false };
-    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap_or_default();
-    info.lines()
-        .find_map(|line| line.strip_prefix("flags:"))
-        .and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok())
-        .is_some_and(|flags| flags & libc::O_DIRECT != 0)
+/// The numbers its descriptors can have: all that its table has room for or, if
+/// most of that is empty, those that are in use.
+fn numbers(pid: i32) -> io::Result<Vec<i32>> {
+    let directory = format!("/proc/{pid}/fd");
+    // How many are in use, since Linux 6.2; zero before.
+    let used = fs::metadata(&directory)?.len();
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let room =
+        status.lines().find_map(|line| line.strip_prefix("FDSize:")?.trim().parse::<u32>().ok());
+    if let Some(room) = room.filter(|room| u64::from(*room) <= SMALL_TABLE.max(used * 8)) {
+        return Ok((0..room as i32).collect());
+    }
+    let names = fs::read_dir(directory)?.flatten().map(|entry| entry.file_name());
+    Ok(names.filter_map(|name| name.to_str()?.parse().ok()).collect())
+}
+
+/// Whether reads of descriptor `number` go straight into memory.
+fn is_direct(process: &OwnedFd, number: i32) -> io::Result<bool> {
+    match pidfd_getfd(process, number, PidfdGetfdFlags::empty()) {
+        Ok(file) => Ok(fcntl_getfl(&file)?.contains(OFlags::DIRECT)),
+        Err(Errno::BADF) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]
@@ -76,5 +107,15 @@ mod tests {
             assert_eq!(DirectIo::of(own, false).unwrap(), DirectIo::Synchronous);
             assert_eq!(DirectIo::of(own, true).unwrap(), DirectIo::Asynchronous);
         }
+    }
+
+    #[test]
+    fn a_descriptor_of_any_number_is_looked_at() {
+        let own = std::process::id() as i32;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let far = nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(700);
+        let far = nix::fcntl::fcntl(file.as_file(), far).unwrap();
+        assert!(numbers(own).unwrap().contains(&far), "{far}");
+        nix::unistd::close(far).unwrap();
     }
 }

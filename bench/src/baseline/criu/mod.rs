@@ -103,7 +103,9 @@ impl Criu {
         self.serve(b, &daemon)?;
         berth::until(b, &format!("test -S {images}/lazy-pages.socket"))
             .map_err(|e| told(e, b, "lazy.log"))?;
-        shell(b, &restore("img", "--lazy-pages")).map_err(|e| told(e, b, "restore.log"))?;
+        // Each ends when the other does: which did first, both logs say.
+        shell(b, &restore("img", "--lazy-pages"))
+            .map_err(|e| told(told(e, b, "lazy.log"), b, "restore.log"))?;
         tell("drain");
         for mut serving in self.serving.drain(..) {
             serving.wait().context("waiting for the last page")?;

@@ -221,6 +221,7 @@ fn any_goal() -> impl Strategy<Value = Goal> {
             deadline,
             max_rounds,
             hold_back,
+            rounds: None,
             bandwidth: None,
         },
     )
