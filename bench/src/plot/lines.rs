@@ -18,6 +18,8 @@ const LEFT: f64 = 90.0;
 const RIGHT: f64 = WIDTH - 170.0;
 const TOP: f64 = 66.0;
 const BOTTOM: f64 = 386.0;
+/// Room for a label of the horizontal axis.
+const LABEL: f64 = 64.0;
 
 /// Words and labels of a picture of lines.
 #[derive(Clone, Copy)]
@@ -48,8 +50,13 @@ pub fn draw(words: Words<'_>, lines: &[Line]) -> Option<String> {
     let mut svg = Svg::headed(WIDTH, words.title, words.note);
     let faint = Font { size: SMALL, ink: FAINT, ..Font::default() };
     y.draw_left(&mut svg, LEFT, RIGHT, words.y);
+    let mut free = f64::NEG_INFINITY;
     for place in &places {
-        svg.text((x.at(*place), BOTTOM + 18.0), (words.x)(*place), Anchor::Middle, faint);
+        // Arms that measured nearly the same share a label.
+        if x.at(*place) >= free {
+            free = x.at(*place) + LABEL;
+            svg.text((x.at(*place), BOTTOM + 18.0), (words.x)(*place), Anchor::Middle, faint);
+        }
     }
     svg.text(((LEFT + RIGHT) / 2.0, BOTTOM + 40.0), words.across, Anchor::Middle, Font::default());
     let mut ends = Vec::new();

@@ -52,7 +52,7 @@ pub fn part_colour(n: usize) -> &'static str {
 /// A time in milliseconds as a short label: `40 ms`, `1.5 s`.
 pub fn time_label(ms: f64) -> String {
     match ms {
-        ms if ms >= 60_000.0 => format!("{} min", short(ms / 60_000.0)),
+        ms if ms >= 300_000.0 => format!("{} min", short(ms / 60_000.0)),
         ms if ms >= 1_000.0 => format!("{} s", short(ms / 1_000.0)),
         ms if ms >= 1.0 || ms == 0.0 => format!("{} ms", short(ms)),
         ms => format!("{} µs", short(ms * 1_000.0)),
@@ -94,7 +94,8 @@ mod tests {
             (41.3, "41.3 ms"),
             (153.7, "154 ms"),
             (1_500.0, "1.5 s"),
-            (90_000.0, "1.5 min"),
+            (90_000.0, "90 s"),
+            (450_000.0, "7.5 min"),
             (0.0, "0 ms"),
         ] {
             assert_eq!(time_label(ms), label);

@@ -195,7 +195,8 @@ fn against_rate(bench: &Bench) -> Option<String> {
     };
     let groups = bench.groups.iter().filter(is_a_rate).filter(|g| g.link == *link);
     let what = bench.groups.iter().find(is_a_rate).and_then(|g| bench.scenarios.get(&g.scenario));
-    let what = what.and_then(|w| w.split_once("--rate")).map_or("", |w| w.0.trim_matches('`'));
+    let what =
+        what.and_then(|w| w.split_once("--rate")).map_or(String::new(), |w| w.0.replace('`', ""));
     let note = format!("{what}over {link}. Medians with 95 % confidence; both scales logarithmic.");
     let words = lines::Words {
         title: "Bytes sent against dirty rate",
