@@ -4,6 +4,7 @@
 //! from the source: post-copy), or with a chain of pre-dumps (pre-copy).
 
 mod ahead;
+mod pipes;
 mod process;
 
 use std::net::SocketAddr;
@@ -85,6 +86,7 @@ impl Criu {
     }
 
     fn with_lazy_pages(&mut self, a: &Host, b: &Host, tell: &mut dyn FnMut(&str)) -> Result<()> {
+        let _pipes = pipes::LargePipes::allow()?;
         let address = a.address();
         let images = format!("{DIR}/img");
         let copy = Copy::to(b, &images)?;
@@ -103,9 +105,9 @@ impl Criu {
         self.serve(b, &daemon)?;
         berth::until(b, &format!("test -S {images}/lazy-pages.socket"))
             .map_err(|e| told(e, b, "lazy.log"))?;
-        // Each ends when the other does: which did first, both logs say.
+        // Each ends when another does: which did first, the logs say.
         shell(b, &restore("img", "--lazy-pages"))
-            .map_err(|e| told(told(e, b, "lazy.log"), b, "restore.log"))?;
+            .map_err(|e| told(told(told(e, a, "dump.log"), b, "lazy.log"), b, "restore.log"))?;
         tell("drain");
         for mut serving in self.serving.drain(..) {
             serving.wait().context("waiting for the last page")?;
