@@ -105,6 +105,7 @@ impl Written {
         filesystem::tells_content(root).then(|| TreeLog {
             account: self.0.clone(),
             cut: 0,
+            before: 0,
             tells_inodes,
         })
     }
@@ -121,6 +122,8 @@ pub struct TreeLog {
     /// The first event that counts for the next round, too; 0 before the first
     /// synchronisation.
     cut: u64,
+    /// That of the synchronisation before.
+    before: u64,
     tells_inodes: bool,
 }
 
@@ -128,7 +131,7 @@ impl WriteLog for TreeLog {
     fn before_sync(&mut self) {
         let mut account = lock(&self.account);
         account.drain();
-        self.cut = account.now;
+        (self.before, self.cut) = (self.cut, account.now);
     }
 
     fn written(&mut self, file: BorrowedFd<'_>, inode: u64) -> Option<Vec<Range<u64>>> {
@@ -149,12 +152,14 @@ impl WriteLog for TreeLog {
     }
 
     fn touched(&mut self) -> Option<HashSet<u64>> {
-        if !self.tells_inodes || self.cut == 0 {
+        if !self.tells_inodes || self.before == 0 {
             return None;
         }
         let mut account = lock(&self.account);
         account.drain();
-        account.touched_since(self.cut)
+        // What is told of attributes is told before it is done, and the wait for
+        // the journal may lie between: a whole synchronisation is, by then, over.
+        account.touched_since(self.before)
     }
 }
 
