@@ -1,6 +1,7 @@
 //! What a process has open, as `/proc` names it.
 
-use std::fs;
+use rustix::fs::readlinkat;
+use std::fs::{self, File};
 use std::io;
 
 /// A descriptor of a process.
@@ -17,11 +18,14 @@ pub struct Descriptor {
 /// # Errors
 /// If the process is gone, or may not be looked at.
 pub fn of(pid: i32) -> io::Result<Vec<Descriptor>> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
-    let open = entries.filter_map(|entry| {
-        let number = entry.file_name().to_str()?.parse().ok()?;
-        let link = fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
-        Some(Descriptor { number, link })
+    let path = format!("/proc/{pid}/fd");
+    // Servers have tens of thousands: their links are read from here on.
+    let directory = File::open(&path)?;
+    let open = fs::read_dir(path)?.flatten().filter_map(|entry| {
+        let name = entry.file_name();
+        let link = readlinkat(&directory, &name, Vec::new()).ok()?;
+        let number = name.to_str()?.parse().ok()?;
+        Some(Descriptor { number, link: link.to_string_lossy().into_owned() })
     });
     Ok(open.collect())
 }

@@ -7,6 +7,7 @@ pub mod fiemap;
 pub mod inject;
 pub mod net;
 pub mod pagemap;
+pub mod pidfd;
 pub mod ptrace;
 pub mod readmem;
 pub mod sched;

@@ -1,10 +1,11 @@
 //! TCP connections of other processes, reset from outside.
 
+use super::pidfd;
 use crate::descriptors;
 use std::collections::BTreeSet;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Breaks every TCP connection that process `pid` has open, and closes its
 /// listening sockets together with the connections that wait in them: each peer
@@ -32,7 +33,7 @@ pub fn abort_closed(pid: i32) -> io::Result<usize> {
 
 /// Copies of all TCP sockets of a process, each socket once.
 fn tcp_sockets(pid: i32) -> io::Result<Vec<OwnedFd>> {
-    let pidfd = pidfd_open(pid)?;
+    let pidfd = pidfd::open(pid)?;
     let mut seen = BTreeSet::new();
     let mut sockets = Vec::new();
     for descriptor in descriptors::of(pid)? {
@@ -40,7 +41,7 @@ fn tcp_sockets(pid: i32) -> io::Result<Vec<OwnedFd>> {
         if !link.starts_with("socket:") || !seen.insert(link) {
             continue;
         }
-        let socket = fetch(&pidfd, descriptor.number)?;
+        let socket = pidfd::fetch(&pidfd, descriptor.number)?;
         if is_tcp(&socket) {
             sockets.push(socket);
         }
@@ -84,27 +85,9 @@ fn repair(socket: &OwnedFd, mode: libc::c_int) -> io::Result<()> {
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes numbers and touches no memory.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
-}
-
 /// A copy of a descriptor of process `pid`.
 pub(super) fn copy_of(pid: i32, number: i32) -> io::Result<OwnedFd> {
-    fetch(&pidfd_open(pid)?, number)
-}
-
-/// A copy of descriptor `number` of the process behind `pidfd`.
-fn fetch(pidfd: &OwnedFd, number: i32) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes numbers and touches no memory.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })
-}
-
-fn owned(answer: libc::c_long) -> io::Result<OwnedFd> {
-    let fd = i32::try_from(answer).ok().filter(|fd| *fd >= 0);
-    let fd = fd.ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the kernel has just made this descriptor for the caller alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    pidfd::fetch(&pidfd::open(pid)?, number)
 }
 
 fn is_tcp(socket: &OwnedFd) -> bool {

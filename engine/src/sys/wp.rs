@@ -143,13 +143,7 @@ pub fn collapse(pid: i32, ranges: &[(u64, u64)]) {
     if ranges.is_empty() {
         return;
     }
-    // SAFETY: the call takes numbers and touches no memory.
-    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if pidfd < 0 {
-        return;
-    }
-    // SAFETY: the call has just given us this descriptor; nobody else has it.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as i32) };
+    let Ok(pidfd) = super::pidfd::open(pid) else { return };
     for &(start, end) in ranges {
         let range =
             libc::iovec { iov_base: start as *mut libc::c_void, iov_len: (end - start) as usize };

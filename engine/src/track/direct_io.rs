@@ -13,15 +13,11 @@
 //! Knowledge is kept until the process executes another program: a process
 //! that did so once may do so again between two looks.
 
-use rustix::fs::{OFlags, fcntl_getfl, readlinkat};
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-use std::fs::{self, File};
+use crate::descriptors;
+use crate::sys::pidfd;
+use rustix::fs::{OFlags, fcntl_getfl};
 use std::io;
 use std::os::fd::OwnedFd;
-
-/// A table of so many descriptors is gone through, however few are in use.
-const SMALL_TABLE: u64 = 4096;
 
 /// The worst that was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,22 +38,14 @@ impl DirectIo {
     /// reading about them in `/proc` does: servers keep tens of thousands open.
     /// Sockets are not: the kernel would count them as ours from then on.
     pub(super) fn of(pid: i32, aio: bool) -> io::Result<Self> {
-        let process = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
-        let process = pidfd_open(process, PidfdFlags::empty())?;
-        let directory = File::open(format!("/proc/{pid}/fd"))?;
+        let process = pidfd::open(pid)?;
         let mut worst = Self::None;
-        let mut name = Vec::new();
-        for number in numbers(pid)? {
-            // Descriptors come and go while we look.
-            name = match readlinkat(&directory, number.to_string(), name) {
-                Ok(name) => name.into_bytes(),
-                Err(_) => Vec::new(),
-            };
-            if name == b"anon_inode:[io_uring]" {
+        for open in descriptors::of(pid)? {
+            if open.link == "anon_inode:[io_uring]" {
                 return Ok(Self::Asynchronous);
             }
             // Sockets, pipes and the like have no slash in front.
-            if name.starts_with(b"/") && is_direct(&process, number)? {
+            if open.link.starts_with('/') && is_direct(&process, open.number)? {
                 worst = Self::Synchronous;
             }
         }
@@ -65,28 +53,13 @@ impl DirectIo {
     }
 }
 
-/// The numbers its descriptors can have: all that its table has room for or, if
-/// most of that is empty, those that are in use.
-fn numbers(pid: i32) -> io::Result<Vec<i32>> {
-    let directory = format!("/proc/{pid}/fd");
-    // How many are in use, since Linux 6.2; zero before.
-    let used = fs::metadata(&directory)?.len();
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let room =
-        status.lines().find_map(|line| line.strip_prefix("FDSize:")?.trim().parse::<u32>().ok());
-    if let Some(room) = room.filter(|room| u64::from(*room) <= SMALL_TABLE.max(used * 8)) {
-        return Ok((0..room as i32).collect());
-    }
-    let names = fs::read_dir(directory)?.flatten().map(|entry| entry.file_name());
-    Ok(names.filter_map(|name| name.to_str()?.parse().ok()).collect())
-}
-
 /// Whether reads of descriptor `number` go straight into memory.
 fn is_direct(process: &OwnedFd, number: i32) -> io::Result<bool> {
-    match pidfd_getfd(process, number, PidfdGetfdFlags::empty()) {
+    match pidfd::fetch(process, number) {
         Ok(file) => Ok(fcntl_getfl(&file)?.contains(OFlags::DIRECT)),
-        Err(Errno::BADF) => Ok(false),
-        Err(error) => Err(error.into()),
+        // Descriptors come and go while we look.
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -115,7 +88,9 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let far = nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(700);
         let far = nix::fcntl::fcntl(file.as_file(), far).unwrap();
-        assert!(numbers(own).unwrap().contains(&far), "{far}");
+        let numbers: Vec<i32> =
+            descriptors::of(own).unwrap().into_iter().map(|open| open.number).collect();
+        assert!(numbers.contains(&far), "{far}");
         nix::unistd::close(far).unwrap();
     }
 }

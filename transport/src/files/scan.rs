@@ -268,11 +268,8 @@ impl Scanner {
         let writer =
             FrameWriter::new(sink).map_err(|source| ScanError::Sink { path: root(), source })?;
         let writer = if self.nearby { writer.nearby() } else { writer };
-        let mut log = log.map(|log| log as &mut dyn WriteLog);
-        let touched = match (pace, &mut log) {
-            (Pace::Frozen, Some(log)) => log.touched(),
-            _ => None,
-        };
+        let touched = log.as_mut().filter(|_| pace == Pace::Frozen).and_then(|log| log.touched());
+        let log = log.map(|log| log as &mut dyn WriteLog);
         let mut walk = Walk::new(self, known, fence, log, writer);
         walk.names_only = pace == Pace::Names;
         walk.touched = touched;

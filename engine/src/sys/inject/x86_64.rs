@@ -3,10 +3,10 @@
 
 use super::{Fetched, HoldError, InjectError};
 use crate::sys::ptrace::{self, Held, Report, hold};
-use crate::sys::{readmem, wp};
+use crate::sys::{pidfd, readmem, wp};
 use libc::user_regs_struct as Registers;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 const TRACESYSGOOD: i64 = 1;
@@ -20,7 +20,7 @@ const CS_64: u64 = 0x33;
 /// Makes a userfaultfd in process `pid` and fetches it. `limit` bounds how
 /// long its threads may take to stop.
 pub fn userfaultfd_of(pid: i32, limit: Duration) -> Result<Fetched, InjectError> {
-    let pidfd = pidfd_open(pid)?;
+    let pidfd = pidfd::open(pid).map_err(|_| HoldError::Gone { pid })?;
     let door = syscall_instruction(pid)?;
     let options = TRACESYSGOOD | SUSPEND_SECCOMP;
     let (result, stopped) = hold(pid, options, limit, |held| {
@@ -72,7 +72,7 @@ impl<'a> Injection<'a> {
 
     fn fetch_userfaultfd(&mut self, pidfd: &OwnedFd) -> Result<OwnedFd, InjectError> {
         let number = self.call("userfaultfd", libc::SYS_userfaultfd, wp::OPEN_FLAGS)?;
-        let fetched = fetch(pidfd, number);
+        let fetched = pidfd::fetch(pidfd, number as i32);
         self.call("close", libc::SYS_close, number as u64)?;
         let pid = self.held.pid;
         fetched.map_err(|source| InjectError::Call { call: "pidfd_getfd", pid, source })
@@ -267,27 +267,6 @@ fn search_vdso(pid: i32) -> Result<Option<u64>, HoldError> {
     let length = readmem::read_pieces(pid, &[(start, code.len())], &mut code).unwrap_or(0);
     let found = code[..length].windows(2).position(|pair| pair == SYSCALL_INSTRUCTION);
     Ok(found.map(|at| start + at as u64))
-}
-
-fn pidfd_open(pid: i32) -> Result<OwnedFd, HoldError> {
-    // SAFETY: the call takes numbers and touches no memory.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        return Err(HoldError::Gone { pid });
-    }
-    // SAFETY: the call has just given us this descriptor; nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
-/// A copy of descriptor `number` of the process behind `pidfd`.
-fn fetch(pidfd: &OwnedFd, number: i64) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes numbers and touches no memory.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call has just given us this descriptor; nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 fn registers(tid: i32) -> Result<Registers, HoldError> {
