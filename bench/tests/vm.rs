@@ -2,8 +2,11 @@
 //!
 //! One boot of a kernel does all its checks, as an emulated processor is slow;
 //! each test here looks at its own part of what was said. What is done inside
-//! is in [`inside`], and in the engine's tests of the tracker. Unless built with
-//! `BLIP_VM=1` all of it is left out, and reported as ignored.
+//! is in [`inside`], and in the engine's tests of the tracker.
+//!
+//! ```sh
+//! cargo test --workspace --test vm -- --ignored --skip inside::
+//! ```
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod hosts;
@@ -54,7 +57,7 @@ fn boot(kernel: &str, checks: &[&str]) -> Said {
     let this = std::env::current_exe().expect("this program");
     let tracker = test_of_the_tracker();
     let mut command = Command::new(BENCH);
-    command.args(["vm", "--kernel", kernel, "--limit", "600"]);
+    command.args(["vm", "--kernel", kernel, "--limit", "1200"]);
     for program in [Path::new(BENCH), &blip, &this, &tracker] {
         command.arg("--with").arg(program);
     }
@@ -102,7 +105,7 @@ fn passed(text: &str) -> u32 {
 
 /// Output and exit code come out of the machine as the command made them.
 #[test]
-#[cfg_attr(not(blip_vm), ignore = "needs root, and BLIP_VM=1 when it is built")]
+#[ignore = "takes root and minutes: .ci/run runs it beside the others"]
 fn a_command_runs_on_the_other_kernel() {
     let said = trixie("words");
     let lines: Vec<&str> = said.lines().collect();
@@ -112,7 +115,7 @@ fn a_command_runs_on_the_other_kernel() {
 
 /// A machine that does not come to an end is a failure that says so.
 #[test]
-#[cfg_attr(not(blip_vm), ignore = "needs root, and BLIP_VM=1 when it is built")]
+#[ignore = "takes root and minutes: .ci/run runs it beside the others"]
 fn a_machine_that_says_nothing_is_a_failure_of_its_own() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut spec = VmSpec::new(vec!["sleep".into(), "1000".into()]);
@@ -125,7 +128,7 @@ fn a_machine_that_says_nothing_is_a_failure_of_its_own() {
 /// A hostile program is followed exactly by CRIU's pre-dumps, in either mode,
 /// one that fails included; and the control is caught.
 #[test]
-#[cfg_attr(not(blip_vm), ignore = "needs root, and BLIP_VM=1 when it is built")]
+#[ignore = "takes root and minutes: .ci/run runs it beside the others"]
 fn pre_dumps_follow_a_hostile_program() {
     let said = trixie("tracker::pre_dumps::");
     assert!(passed(said) >= 4, "{said}");
@@ -134,14 +137,14 @@ fn pre_dumps_follow_a_hostile_program() {
 
 /// The whole way with CRIU's pre-dumps; nothing is lost.
 #[test]
-#[cfg_attr(not(blip_vm), ignore = "needs root, and BLIP_VM=1 when it is built")]
+#[ignore = "takes root and minutes: .ci/run runs it beside the others"]
 fn a_redis_moves_by_pre_dumps() {
     assert_eq!(passed(trixie("inside::redis_moves_by_pre_dumps")), 1);
 }
 
 /// On an older kernel pre-dumps are the best there is: they are taken unasked.
 #[test]
-#[cfg_attr(not(blip_vm), ignore = "needs root, and BLIP_VM=1 when it is built")]
+#[ignore = "takes root and minutes: .ci/run runs it beside the others"]
 fn a_redis_moves_by_the_best_there_is() {
     assert!(bookworm("words").starts_with("6.1."));
     assert_eq!(passed(bookworm("inside::redis_moves_by_the_best_there_is")), 1);

@@ -82,13 +82,16 @@ pub(super) fn hang_up(host: &Host) {
     let _ = shell(host, &line);
 }
 
-/// Removes it, as far as it is there.
+/// Removes it, as far as it is there. A process takes a while to let go of its
+/// memory, and its address answers until then.
 pub(super) fn remove(rig: &Rig) {
     for host in rig.lab().hosts() {
         hang_up(host);
         forget_criu(host);
         let line = format!(
             "set +e; for p in $(ip netns pids {NET} 2>/dev/null); do kill -9 $p; done; \
+             for n in $(seq 500); do \
+               [ -z \"$(ip netns pids {NET} 2>/dev/null)\" ] && break; sleep 0.02; done; \
              ip netns del {NET} 2>/dev/null; umount {DIR}/img 2>/dev/null; rm -rf {DIR}; true"
         );
         // What cannot be removed will be in the way of the next start, which

@@ -42,7 +42,9 @@ pub(super) fn pack(spec: &VmSpec) -> Result<Job> {
     tar.arg("--directory").arg(job.folder.path()).arg(SCRIPT);
     let along = job.file(ALONG);
     fs::create_dir(&along).map_err(|e| on("making", &along, e))?;
-    tar.arg("--directory").arg(&along);
+    if !spec.files.is_empty() {
+        tar.arg("--directory").arg(&along);
+    }
     for file in &spec.files {
         let found = fs::canonicalize(file).map_err(|_| VmError::NoFile(file.clone()))?;
         let place = found.strip_prefix("/").unwrap_or(&found);

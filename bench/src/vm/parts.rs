@@ -86,8 +86,13 @@ pub(super) fn ensure(spec: &VmSpec) -> Result<Parts> {
 }
 
 /// Programs of the machine that this needs beyond the lab's, and their packages.
-const TOOLS: [(&str, &str); 4] =
-    [("mmdebstrap", "mmdebstrap"), ("zstd", "zstd"), ("xz", "xz-utils"), ("mke2fs", "e2fsprogs")];
+const TOOLS: [(&str, &str); 5] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("zstd", "zstd"),
+    ("xz", "xz-utils"),
+    ("lz4", "lz4"),
+    ("mke2fs", "e2fsprogs"),
+];
 
 /// A folder of the cache, made by `make` if it is not there.
 fn part(
@@ -136,8 +141,12 @@ fn unpack(
 
 /// Takes the kernel out of its self-extracting image.
 fn extract(boot: &Path, to: &Path) -> Result<()> {
-    const PACKERS: [(&[u8], &str); 3] =
-        [(b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz"), (b"\x1f\x8b\x08", "gzip")];
+    const PACKERS: [(&[u8], &str); 4] = [
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"\x02!L\x18", "lz4"),
+    ];
     let entries = fs::read_dir(boot).map_err(|e| on("reading", boot, e))?;
     let mut images = entries.flatten().map(|entry| entry.path());
     let image = images

@@ -20,6 +20,7 @@ use crate::protocol::{
     ToTarget,
 };
 use crate::runtime::stage::{Report, StageDir, StageEvent};
+use crate::sys::sched::Claim;
 use crate::timers;
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender};
 use std::collections::VecDeque;
@@ -408,7 +409,9 @@ impl Arrival {
         let Some(staged) = &mut self.staged else { return };
         let Some(server) = staged.lazy.take() else { return };
         let inbox = server.inbox();
-        self.intake.tell(inbox.clone());
+        // What is pushed comes while the container runs.
+        let claim = if request.pushed { Claim::Rest } else { Claim::Share };
+        self.intake.tell(inbox.clone(), claim);
         self.resident = request.resident;
         let wait_for_push = request.pushed;
         let source = StoredPages::new(self.intake.clone(), self.link.clone(), inbox);

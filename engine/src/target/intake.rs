@@ -3,13 +3,15 @@
 
 use crate::lazy::RemoteInbox;
 use crate::protocol::StoredImage;
+use crate::sys::sched::Claim;
 use blip_transport::files::{Apply, ApplyOptions};
 use blip_transport::link::LinkError;
 use blip_transport::link::quic::{BlobReceiver, BulkReceiver, Connection, StreamKind};
 use blip_transport::page::{PageAt, PageIndex};
 use blip_transport::store::{PageStore, StoredPage};
 use blip_transport::units::{ByteSize, PAGE_SIZE, Round, TreeId};
-use blip_transport::wire;
+use blip_transport::wire::{self, DecodedBatch};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
@@ -72,6 +74,8 @@ pub struct Places {
 struct Waiting {
     inbox: RemoteInbox,
     pages: u64,
+    /// Of the processors, for pages that nobody has asked for.
+    claim: Claim,
 }
 
 /// How much has come.
@@ -120,9 +124,10 @@ impl Intake {
         *lock(&self.places) = Some(places);
     }
 
-    /// Tells `inbox` of every page that comes from now on.
-    pub fn tell(&self, inbox: RemoteInbox) {
-        *lock(&self.waiting) = Some(Waiting { inbox, pages: 0 });
+    /// Tells `inbox` of every page that comes from now on. To unpack them takes
+    /// as much of the processors as `claim` says.
+    pub fn tell(&self, inbox: RemoteInbox, claim: Claim) {
+        *lock(&self.waiting) = Some(Waiting { inbox, pages: 0, claim });
     }
 
     /// How many pages have come since somebody waits for them.
@@ -173,7 +178,7 @@ impl Intake {
 
     async fn take_pages(&self, round: Round, mut stream: BulkReceiver) -> Result<(), IntakeError> {
         while let Some(frame) = stream.recv().await? {
-            let batch = wire::decode(frame)?;
+            let batch = self.unpack(frame).await?;
             let applied = write(&self.store).apply(&batch)?;
             if let Some(waiting) = &mut *lock(&self.waiting) {
                 for (space, run) in batch.runs() {
@@ -191,6 +196,17 @@ impl Intake {
         Ok(())
     }
 
+    /// A thread that waits for a page it has asked for must not wait for the
+    /// processor behind pages that nobody has.
+    async fn unpack(&self, frame: Bytes) -> Result<DecodedBatch, IntakeError> {
+        let claim = lock(&self.waiting).as_ref().map_or(Claim::Share, |waiting| waiting.claim);
+        if claim == Claim::Share {
+            return Ok(wire::decode(frame)?);
+        }
+        let unpacking = tokio::task::spawn_blocking(move || claim.run(|| wire::decode(frame)));
+        Ok(unpacking.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?)
+    }
+
     async fn take_files(
         &self,
         tree: TreeId,
@@ -204,7 +220,7 @@ impl Intake {
         }
         let place = self.places("files")?.trees.remove(&tree);
         let (root, options) = place.ok_or(IntakeError::TooEarly { what: "an unknown tree" })?;
-        let (to, mut frames) = tokio::sync::mpsc::channel::<bytes::Bytes>(4);
+        let (to, mut frames) = tokio::sync::mpsc::channel::<Bytes>(4);
         let applying = tokio::task::spawn_blocking(move || {
             let mut apply = Apply::open(&root, options)?;
             while let Some(frame) = frames.blocking_recv() {

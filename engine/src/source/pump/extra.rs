@@ -6,6 +6,7 @@ use super::sink::{Sink, tallied};
 use super::{Pump, PumpError, RoundDone};
 use crate::event::{RoundReport, millis};
 use crate::plan::Watched;
+use crate::sys::sched::Claim;
 use crate::track::read::Reader;
 use crate::track::runs::Runs;
 use crate::track::{Stop, shared};
@@ -32,7 +33,8 @@ impl Pump {
     }
 
     /// Sends every page of the frozen container that the target does not hold,
-    /// those dirtied last first.
+    /// those dirtied last first. It runs there already: pages that it asks for
+    /// are read and sent before these, which get what is left of the processors.
     pub async fn push(
         self,
         round: Round,
@@ -53,7 +55,7 @@ impl Pump {
             }
             Ok(pump.finish(out))
         };
-        self.extra(round, count, link, work).await.map(mark)
+        self.claiming(Claim::Rest, round, count, link, work).await.map(mark)
     }
 
     pub(super) async fn extra(
@@ -63,8 +65,19 @@ impl Pump {
         link: &Connection,
         work: impl FnOnce(&mut Self, &Sink) -> Result<RoundTally, PumpError> + Send + 'static,
     ) -> Result<(Self, RoundDone), PumpError> {
+        self.claiming(Claim::Share, round, count, link, work).await
+    }
+
+    async fn claiming(
+        self,
+        claim: Claim,
+        round: Round,
+        count: PageCount,
+        link: &Connection,
+        work: impl FnOnce(&mut Self, &Sink) -> Result<RoundTally, PumpError> + Send + 'static,
+    ) -> Result<(Self, RoundDone), PumpError> {
         let begun = Instant::now();
-        let (pump, tally, wire) = self.stream(round, link, work).await?;
+        let (pump, tally, wire) = self.stream(round, claim, link, work).await?;
         let report = RoundReport {
             frozen: true,
             scanned: count,

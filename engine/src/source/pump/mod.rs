@@ -17,6 +17,7 @@ mod still;
 use super::gauge::{Brake, Gauge};
 use crate::event::{RoundReport, TrackingReport, millis};
 use crate::plan::{Look, Watched};
+use crate::sys::sched::Claim;
 use crate::track::read::{ReadError, Reader};
 use crate::track::runs::Runs;
 use crate::track::shared::{self, Shared, Still};
@@ -139,7 +140,7 @@ impl Pump {
         let _brake = Brake(gauge);
         let gauge = gauge.clone();
         let work = move |pump: &mut Self, out: &Sink| pump.scan_and_read(&order, &gauge, out);
-        let (pump, (tally, found), wire) = self.stream(round, link, work).await?;
+        let (pump, (tally, found), wire) = self.stream(round, Claim::Share, link, work).await?;
         let cost = pump.tracker.stats().last;
         tracing::debug!(%round, scan = ?cost.took, all = ?begun.elapsed(), "round");
         let report = RoundReport {
@@ -161,16 +162,18 @@ impl Pump {
     async fn stream<T: Send + 'static>(
         mut self,
         round: Round,
+        claim: Claim,
         link: &Connection,
         work: impl FnOnce(&mut Self, &Sink) -> Result<T, PumpError> + Send + 'static,
     ) -> Result<(Self, T, ByteSize), PumpError> {
         let (raw_out, raw_in) = mpsc::channel(QUEUE);
         let (out, mut ready) = mpsc::channel(QUEUE);
         let working = tokio::task::spawn_blocking(move || {
-            let result = work(&mut self, &Sink(raw_out));
+            let result = claim.run(|| work(&mut self, &Sink(raw_out)));
             (self, result)
         });
-        let compressing = tokio::task::spawn_blocking(move || compress(raw_in, &out));
+        let compressing =
+            tokio::task::spawn_blocking(move || claim.run(|| compress(raw_in, &out)));
         let mut stream = link.open_bulk(StreamKind::Pages(round), Priority::BULK).await?;
         let mut wire = ByteSize(0);
         while let Some(batch) = ready.recv().await {
