@@ -105,7 +105,7 @@ fn passed(text: &str) -> u32 {
 
 /// Output and exit code come out of the machine as the command made them.
 #[test]
-#[ignore = "takes root and minutes: .ci/run runs it beside the others"]
+#[ignore = "takes root and a quarter of an hour: run it with --ignored"]
 fn a_command_runs_on_the_other_kernel() {
     let said = trixie("words");
     let lines: Vec<&str> = said.lines().collect();
@@ -115,7 +115,7 @@ fn a_command_runs_on_the_other_kernel() {
 
 /// A machine that does not come to an end is a failure that says so.
 #[test]
-#[ignore = "takes root and minutes: .ci/run runs it beside the others"]
+#[ignore = "takes root and a quarter of an hour: run it with --ignored"]
 fn a_machine_that_says_nothing_is_a_failure_of_its_own() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut spec = VmSpec::new(vec!["sleep".into(), "1000".into()]);
@@ -128,7 +128,7 @@ fn a_machine_that_says_nothing_is_a_failure_of_its_own() {
 /// A hostile program is followed exactly by CRIU's pre-dumps, in either mode,
 /// one that fails included; and the control is caught.
 #[test]
-#[ignore = "takes root and minutes: .ci/run runs it beside the others"]
+#[ignore = "takes root and a quarter of an hour: run it with --ignored"]
 fn pre_dumps_follow_a_hostile_program() {
     let said = trixie("tracker::pre_dumps::");
     assert!(passed(said) >= 4, "{said}");
@@ -137,14 +137,14 @@ fn pre_dumps_follow_a_hostile_program() {
 
 /// The whole way with CRIU's pre-dumps; nothing is lost.
 #[test]
-#[ignore = "takes root and minutes: .ci/run runs it beside the others"]
+#[ignore = "takes root and a quarter of an hour: run it with --ignored"]
 fn a_redis_moves_by_pre_dumps() {
     assert_eq!(passed(trixie("inside::redis_moves_by_pre_dumps")), 1);
 }
 
 /// On an older kernel pre-dumps are the best there is: they are taken unasked.
 #[test]
-#[ignore = "takes root and minutes: .ci/run runs it beside the others"]
+#[ignore = "takes root and a quarter of an hour: run it with --ignored"]
 fn a_redis_moves_by_the_best_there_is() {
     assert!(bookworm("words").starts_with("6.1."));
     assert_eq!(passed(bookworm("inside::redis_moves_by_the_best_there_is")), 1);

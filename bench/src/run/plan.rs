@@ -349,6 +349,7 @@ mod tests {
     fn the_plans_that_are_published_make_sense() {
         let plans = [
             (include_str!("../../plans/goals.toml"), 60),
+            (include_str!("../../plans/fast.toml"), 35),
             (include_str!("../../plans/methods.toml"), 60),
             (include_str!("../../plans/sizes.toml"), 36),
             (include_str!("../../plans/rates.toml"), 36),

@@ -12,7 +12,7 @@ HOME_OF_ROOT=$($B echo /cache/*)
 ROOT=$HOME_OF_ROOT/rootfs
 for dir in proc sys dev; do $B mount --bind /$dir $ROOT/$dir; done
 # What Docker would load one by one, and slowly.
-$B chroot $ROOT /usr/sbin/modprobe -a virtio_blk overlay loop veth bridge macvlan tun sch_tbf \
+$B chroot $ROOT /usr/sbin/modprobe -a virtio_pci virtio_console virtio_blk overlay loop veth bridge macvlan tun sch_tbf \
     nf_conntrack nf_tables nf_nat ip_tables iptable_nat iptable_filter xt_addrtype xt_conntrack \
     xt_MASQUERADE br_netfilter
 $B mkdir -p /rw/upper /rw/work /rw/labs
