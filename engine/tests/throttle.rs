@@ -248,7 +248,8 @@ fn before_the_freeze_a_cycle_ends_and_a_freeze_holds() {
     assert!(freezer.is_frozen().unwrap());
 }
 
-/// A task that has used up its quota freezes only when it gets more.
+/// A task that has used up its quota freezes only when it gets more; and then at
+/// once, before it uses that.
 #[test]
 #[cfg_attr(not(blip_root), ignore = "needs root")]
 fn before_the_freeze_a_quota_is_lifted() {
@@ -259,6 +260,13 @@ fn before_the_freeze_a_quota_is_lifted() {
     assert_ne!(busy.says("cpu.cfs_quota_us"), "-1");
     throttle.before_freeze().unwrap();
     assert_eq!((throttle.percent(), busy.says("cpu.cfs_quota_us").as_str()), (0, "-1"));
+    let freezer = Freezer::of(busy.pid()).unwrap();
+    let until = Instant::now() + Duration::from_secs(1);
+    while !freezer.is_frozen().unwrap() {
+        assert!(Instant::now() < until, "the freeze was not ordered");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    freezer.thaw().unwrap();
 }
 
 /// The other half of the tests below: throttles and waits to be killed.

@@ -165,8 +165,19 @@ impl Throttle {
     /// would thaw it again; and a task that has used up its quota does not
     /// freeze before it gets more: 233 ms of downtime were measured with a
     /// tenth left. After this [`lift`](Self::lift) does nothing.
+    ///
+    /// Who was slowed down is hungry: for a quota the freeze is ordered before it
+    /// is lifted, or the first milliseconds dirty more than all the last round.
     pub fn before_freeze(&mut self) -> Result<(), ThrottleError> {
-        self.lift()
+        let ordered = self.percent > 0 && matches!(self.means, Means::Quota(_));
+        if ordered {
+            self.freezer.order()?;
+        }
+        let lifted = self.lift();
+        if ordered && lifted.is_err() {
+            self.freezer.thaw()?;
+        }
+        lifted
     }
 
     /// Gives everything back. Does nothing if nothing is taken.

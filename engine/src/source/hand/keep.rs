@@ -12,6 +12,7 @@ impl Handover<'_> {
     /// kept for a while. Nobody waits for that.
     pub(super) async fn keep_memory(&mut self) {
         let Some(pump) = self.copied.pump.take() else { return };
+        self.tracking = pump.tracking();
         let Some(keepsake) = Keepsake::begin(self.ticket, self.run.order.keep) else { return };
         // Pages shrink to a quarter at best.
         if pump.memory().0 / 4 > keepsake.limit().0 {

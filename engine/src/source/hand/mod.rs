@@ -15,7 +15,7 @@ use super::subject::Subject;
 use super::{Copied, Ended, MigrateError, Run};
 use super::{farewell, resolve};
 use crate::docker::never_restart;
-use crate::event::{Event, LazyReport, Phase, PhaseTime, millis};
+use crate::event::{Event, LazyReport, Phase, PhaseTime, TrackingReport, millis};
 use crate::external::{Restore, remembered};
 use crate::forward::Forward;
 use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdict};
@@ -58,6 +58,8 @@ pub struct Handover<'a> {
     vigil: Option<Vigil>,
     lazy: LazyReport,
     memory: ByteSize,
+    /// What tracking took, once the pump is gone.
+    tracking: TrackingReport,
 }
 
 /// Cuts the downtime into its phases.
@@ -103,6 +105,7 @@ impl<'a> Handover<'a> {
             vigil: None,
             lazy: LazyReport::default(),
             memory: ByteSize(0),
+            tracking: TrackingReport::default(),
         }
     }
 
@@ -367,7 +370,7 @@ impl<'a> Handover<'a> {
             received: stats.received,
             link,
             tracker: self.copied.tracker,
-            tracking: self.copied.pump.as_ref().map(Pump::tracking).unwrap_or_default(),
+            tracking: self.copied.pump.as_ref().map_or(self.tracking, Pump::tracking),
             forecast: self.copied.forecast,
             foretold: true,
             throttled: self.copied.throttled,

@@ -34,15 +34,15 @@ impl Handover<'_> {
         }
         for attempt in 1..=ATTEMPTS {
             ready = self.settle(ready).await?;
+            self.vigil = Some(Vigil::keep(&self.peer.link, silence_limit()));
+            self.clock.last = Instant::now();
+            self.run.events.send(Event::Begin { phase: Phase::Freeze });
             // A duty cycle would thaw what is about to be frozen, and CRIU take a
             // low limit for the container's own.
             if let Some(Err(error)) = self.copied.throttle.as_mut().map(Throttle::before_freeze) {
                 ready.cancel().await;
                 return Err(error.into());
             }
-            self.vigil = Some(Vigil::keep(&self.peer.link, silence_limit()));
-            self.clock.last = Instant::now();
-            self.run.events.send(Event::Begin { phase: Phase::Freeze });
             match ready.freeze().await? {
                 Attempt::Still(still) => return Ok(*still),
                 Attempt::Again(again) => ready = *again,
