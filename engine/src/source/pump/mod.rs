@@ -172,8 +172,7 @@ impl Pump {
             let result = claim.run(|| work(&mut self, &Sink(raw_out)));
             (self, result)
         });
-        let compressing =
-            tokio::task::spawn_blocking(move || claim.run(|| compress(raw_in, &out)));
+        let compressing = tokio::task::spawn_blocking(move || claim.run(|| compress(raw_in, &out)));
         let mut stream = link.open_bulk(StreamKind::Pages(round), Priority::BULK).await?;
         let mut wire = ByteSize(0);
         while let Some(batch) = ready.recv().await {
