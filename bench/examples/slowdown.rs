@@ -9,9 +9,10 @@
 //! cargo run --release -p blip-bench --example slowdown -- --out results/trackers
 //! ```
 //!
-//! Source, target and clients share one machine: what the *target* works is
-//! taken from Redis here, too, and would not be elsewhere. So the numbers are an
-//! upper bound.
+//! Source, target and clients share one machine. Redis and its clients have its
+//! first core, and all else has the second: so what is seen is what tracking
+//! costs, and not that somebody else takes the processor. With `--together` all
+//! take what they get, the *target* too, which would not be there elsewhere.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -20,14 +21,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use blip_bench::probe::{Place, within};
+use anyhow::{Context as _, Result, ensure};
+use blip_bench::probe::within;
 use blip_bench::rig::{NETWORK, Order, Rig, in_own_lab};
 use blip_bench::stats::median_interval;
 use blip_bench::workload::dataset::Dataset;
 use blip_bench::workload::redis::{COMMAND, IMAGE, PORT, Redis};
 use clap::Parser;
 use hdrhistogram::Histogram;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use serde_json::json;
 
 /// Measures a busy Redis with and without rounds of pre-copy.
@@ -48,17 +51,38 @@ struct Args {
     /// Connections, each with one question at a time.
     #[arg(long, default_value_t = 2)]
     clients: u64,
+    /// No cores of their own: also what blip takes of the processors counts.
+    #[arg(long)]
+    together: bool,
     /// Further flags of `blip migrate`.
     #[arg(long, default_value = "--tracker write-protect --bandwidth 1Gbit")]
     flags: String,
 }
+
+/// How long it may take until rounds are made.
+const STAGING: Duration = Duration::from_secs(6);
 
 /// What clients saw since it was last taken, in microseconds.
 type Seen = Arc<Mutex<Histogram<u64>>>;
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if !args.together {
+        // Whatever is started from here on inherits it.
+        on_core(OTHERS)?;
+    }
     in_own_lab("slow", &["b"], |rig| measure(rig, &args))
+}
+
+/// The core of Redis and its clients, and that of all others.
+const OWN: usize = 0;
+const OTHERS: usize = 1;
+
+/// Keeps the calling thread, and what it will start, on a core.
+fn on_core(core: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core)?;
+    sched_setaffinity(Pid::from_raw(0), &set).context("choosing a core")
 }
 
 fn measure(rig: &Rig, args: &Args) -> Result<()> {
@@ -74,9 +98,16 @@ fn measure(rig: &Rig, args: &Args) -> Result<()> {
         redis.fill(Dataset { bytes, seed: 1 })?;
         Ok(())
     })??;
+    if !args.together {
+        let pin = format!(
+            "taskset --all-tasks --cpu-list --pid {OWN} \
+             $(docker inspect --format '{{{{.State.Pid}}}}' redis)"
+        );
+        rig.host("a")?.run(&["sh", "-ec", &pin])?;
+    }
     let (seen, enough) = (Seen::new(Mutex::new(histogram()?)), Arc::new(AtomicBool::new(false)));
     let clients: Result<Vec<_>> =
-        (0..args.clients).map(|seed| client(rig.place(), addr, seed, &seen, &enough)).collect();
+        (0..args.clients).map(|seed| client(rig, args, addr, seed, &seen, &enough)).collect();
     let clients = clients?;
     std::thread::sleep(Duration::from_secs(1));
     let measured = pairs(rig, args, &seen);
@@ -93,7 +124,8 @@ fn histogram() -> Result<Histogram<u64>> {
 
 /// One that reads and writes keys of the dataset in turn.
 fn client(
-    place: &dyn Place,
+    rig: &Rig,
+    args: &Args,
     addr: SocketAddr,
     seed: u64,
     seen: &Seen,
@@ -101,7 +133,11 @@ fn client(
 ) -> Result<std::thread::JoinHandle<()>> {
     let (seen, enough) = (seen.clone(), enough.clone());
     let keys: Vec<_> = Dataset { bytes: 64 << 20, seed: 1 }.entries().map(|e| e.key).collect();
+    let together = args.together;
     let job = move || {
+        if !together {
+            on_core(OWN).expect("a core");
+        }
         let mut connection = Redis::at(addr).connect().expect("connected");
         let mut at = seed as usize * 7919;
         let value = vec![seed as u8; 1024];
@@ -117,7 +153,7 @@ fn client(
             seen.lock().expect("unpoisoned").saturating_record(took.max(1));
         }
     };
-    Ok(place.start("client", Box::new(job))?)
+    Ok(rig.place().start("client", Box::new(job))?)
 }
 
 fn pairs(rig: &Rig, args: &Args, seen: &Seen) -> Result<()> {
@@ -135,6 +171,7 @@ fn pairs(rig: &Rig, args: &Args, seen: &Seen) -> Result<()> {
                 if rounds { with_rounds(rig, args, window, seen)? } else { look(seen, window)? };
             let line = json!({
                 "pair": pair, "rounds": rounds, "flags": args.flags, "mib": args.mib,
+                "together": args.together,
                 "per_second": found.len() as f64 / window.as_secs_f64(),
                 "p50_us": found.value_at_quantile(0.5), "p99_us": found.value_at_quantile(0.99),
                 "p999_us": found.value_at_quantile(0.999), "max_us": found.max(),
@@ -174,7 +211,7 @@ fn with_rounds(rig: &Rig, args: &Args, window: Duration, seen: &Seen) -> Result<
     let (tell, told) = mpsc::channel();
     std::thread::scope(|scope| {
         let moving = scope.spawn(|| {
-            let limit = Some(window + Duration::from_secs(4));
+            let limit = Some(window + STAGING + Duration::from_secs(1));
             let (from, to) = ("a", "b");
             let order = Order { container: "redis", from, to, via: None, flags: &flags, limit };
             rig.migrate(&order, &mut |line| {
@@ -185,7 +222,9 @@ fn with_rounds(rig: &Rig, args: &Args, window: Duration, seen: &Seen) -> Result<
                 Ok(())
             })
         });
-        while told.recv_timeout(Duration::from_secs(10))? != "pre_copy" {}
+        let begun = Instant::now();
+        while told.recv_timeout(STAGING).context("no rounds")? != "pre_copy" {}
+        ensure!(begun.elapsed() < STAGING, "the rounds began too late to be looked at");
         std::thread::sleep(Duration::from_millis(300));
         let found = look(seen, window)?;
         let frozen = told.try_iter().any(|phase| phase == "freeze");

@@ -1,8 +1,8 @@
 //! A small process that outlives blip and puts things right if blip dies.
 //!
-//! * On the source, from just before the freeze until the grant: if blip ends
-//!   without a word, the guard waits for CRIU to undo its dump, joins the
-//!   network and thaws the container.
+//! * On the source, from the first round until the grant: if blip ends without a
+//!   word, the guard waits for CRIU to undo its dump, joins the network, thaws
+//!   the container and removes the images.
 //! * On the target, from the hold until the last page is in place: it holds the
 //!   userfaultfds open. Without them a missing page would read as zeros. If the
 //!   agent ends before the memory is complete, the guard kills the container

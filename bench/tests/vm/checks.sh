@@ -30,8 +30,8 @@ for check in "$@"; do
         echo never >/sys/kernel/mm/transparent_hugepage/enabled
         (exit $code)
         ;;
-    tracker::*) within 300 "$tracker" --ignored --test-threads 1 --nocapture --skip huge "${check#tracker::}" ;;
-    *) within 400 "$vm" --ignored --exact --nocapture "$check" ;;
+    tracker::*) within 300 "$tracker" --ignored --exact --nocapture "pre_dumps::${check#tracker::}" ;;
+    *) within 900 "$vm" --ignored --exact --nocapture "$check" ;;
     esac 2>&1
     ends $?
 done

@@ -203,28 +203,28 @@ struct Spoiler {
 }
 
 impl Spoiler {
-    /// Waits for the first pre-dump whose bytes are sent, and empties its
-    /// pagemap.
+    /// Waits for the first pre-dump, and until its bytes are sent, and empties
+    /// its pagemap.
     fn spoil(&self, over: &AtomicBool) {
+        let mut came = false;
         while !over.load(Ordering::Relaxed) {
-            if let Some(image) = self.sent() {
+            let first = self.first();
+            let pages = first.as_ref().and_then(|image| image.join("pages-1.img").metadata().ok());
+            let bytes = pages.map_or(0, |pages| pages.len());
+            came |= bytes > 0;
+            if let Some(image) = first.filter(|_| came && bytes == 0) {
                 let head = encode(Kind::PageMap, &[PageMapHead { pages_id: 1 }]);
-                std::fs::write(&image, head).expect("an image");
+                std::fs::write(image.join("pagemap-1.img"), head).expect("an image");
                 return eprintln!("spoiled {}", image.display());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
-    /// A pagemap whose pages were sent.
-    fn sent(&self) -> Option<PathBuf> {
+    fn first(&self) -> Option<PathBuf> {
         let departures = folders(&self.root.join("run/blip/departures"));
-        let images = departures.iter().flat_map(|one| folders(&one.join("pre-dumps")));
-        images.filter(|image| image.ends_with("pre-0")).find_map(|image| {
-            let spent = std::fs::metadata(image.join("pages-1.img")).is_ok_and(|m| m.len() == 0);
-            let pagemap = image.join("pagemap-1.img");
-            (spent && pagemap.is_file()).then_some(pagemap)
-        })
+        let mut images = departures.iter().flat_map(|one| folders(&one.join("pre-dumps")));
+        images.find(|image| image.ends_with("pre-0"))
     }
 }
 

@@ -1,13 +1,14 @@
 //! The container stands still: freezing it, dumping it, and the ways out.
 //!
-//! [`Ready`] has everything started that can be started while the container
-//! runs, and waits for a good moment ([`newcomers`](super::newcomers)).
+//! [`Standby`] has what is started while pages are copied ahead; [`Ready`] has all
+//! that can be started while the container runs, and waits for a good moment
+//! ([`newcomers`](super::newcomers)).
 //! [`Ready::freeze`] stops it; from then on there are two ways out of
 //! [`Frozen`]: [`Frozen::thaw`], after which it runs on as if nothing had
 //! happened, and [`Frozen::retire`], after which it is gone. After the grant
 //! only a verdict of the target may lead to `thaw`.
 
-use super::newcomers::{Newcomers, Unaccepted};
+use super::newcomers::{self, Newcomers, Unaccepted};
 use super::subject::Subject;
 use crate::cgroup::{CgroupError, Freezer, Version};
 use crate::connections;
@@ -56,6 +57,14 @@ pub enum FreezeError {
     /// The guard.
     #[error("cannot start the guard that thaws the container if blip dies: {0}")]
     Guard(io::Error),
+}
+
+/// What takes as long to start as a short downtime does, and is started while
+/// rounds are made. Nothing of the container is touched.
+pub struct Standby {
+    loaded: Loaded,
+    guard: Guard,
+    images: PathBuf,
 }
 
 /// Everything is loaded; the container runs.
@@ -107,19 +116,17 @@ struct Stop {
     place: Option<Place>,
 }
 
-impl Ready {
-    /// Loads CRIU, nft and the guard. `directory` is for the images;
+impl Standby {
+    /// Loads CRIU and starts the guard. `directory` is for the images;
     /// `unaccepted` says what becomes of connections nobody has accepted.
     pub async fn load(
         subject: &Subject,
         directory: &Path,
         unaccepted: Unaccepted,
     ) -> Result<Self, FreezeError> {
-        let init = subject.init();
-        let newcomers = Newcomers::of(subject, unaccepted)?;
         let images = directory.join("images");
         let spec = DumpSpec {
-            pid: init,
+            pid: subject.init(),
             rootfs: subject.bundle.rootfs.clone(),
             freezer: subject.freezer.clone(),
             images: images.clone(),
@@ -127,25 +134,40 @@ impl Ready {
             descriptors: subject.bundle.descriptors.clone(),
             terminal: subject.bundle.terminal,
             close_connections: !subject.keep_connections,
-            skip_in_flight: newcomers.are_left_behind(),
+            skip_in_flight: newcomers::are_left_behind(subject, unaccepted),
         };
         let loaded = Loaded::start(&spec).await?;
-        let passage = if subject.closes_here() { Passage::Resets } else { Passage::Nothing };
-        let cut = Cut::prime(init, passage)?;
-        let in_flight = InFlight::tap(init)?;
-        let freezer = subject.freezer.clone();
         let charge = Charge::Source {
-            freezer: freezer.path.clone(),
-            unified: freezer.version == Version::V2,
-            init,
+            freezer: subject.freezer.path.clone(),
+            unified: subject.freezer.version == Version::V2,
+            init: subject.init(),
             criu: loaded.pid(),
             images: directory.to_owned(),
         };
         let guard = Guard::start(&charge, &[]).map_err(FreezeError::Guard)?;
-        let place = subject.addresses.place();
-        Ok(Self { loaded, cut, in_flight, newcomers, guard, freezer, init, images, place })
+        Ok(Self { loaded, guard, images })
     }
 
+    /// Looks at the container's network as it is now, and starts nft.
+    pub fn prepare(self, subject: &Subject, unaccepted: Unaccepted) -> Result<Ready, FreezeError> {
+        let init = subject.init();
+        let newcomers = Newcomers::of(subject, unaccepted)?;
+        let passage = if subject.closes_here() { Passage::Resets } else { Passage::Nothing };
+        let cut = Cut::prime(init, passage)?;
+        let in_flight = InFlight::tap(init)?;
+        let Self { loaded, guard, images } = self;
+        let (freezer, place) = (subject.freezer.clone(), subject.addresses.place());
+        Ok(Ready { loaded, cut, in_flight, newcomers, guard, freezer, init, images, place })
+    }
+
+    /// There will be no freeze: lets go of everything.
+    pub async fn cancel(self) {
+        self.loaded.cancel().await;
+        let _ = self.guard.dismiss();
+    }
+}
+
+impl Ready {
     /// Stops every task, then cuts the network. In this order nothing the
     /// container has said is lost: it says nothing more when the cut comes.
     pub async fn freeze(mut self) -> Result<Attempt, FreezeError> {

@@ -36,7 +36,6 @@ use crate::history::{History, Side};
 use crate::image::{self, Held, ImageOrder};
 use crate::kept::KeepLimit;
 use crate::ledger::{Ledger, TargetRecord};
-use crate::network;
 use crate::plan::{Goal, LinkFacts, Planner};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
 use crate::target::check;
@@ -44,7 +43,7 @@ use crate::throttle::Throttle;
 use crate::track::{self, TrackerChoice};
 use blip_transport::units::{ByteSize, Round};
 use files::{Log, Trees};
-use freeze::Ready;
+use freeze::Standby;
 use hand::Handover;
 use known::Known;
 use newcomers::Unaccepted;
@@ -195,28 +194,45 @@ pub async fn migrate(order: Order, events: Events) -> Result<Report, MigrateErro
     }
     let mut experience = Experience::open(&run.order.state, &peer.link.peer());
     let planner = run.planner(&subject, &peer, &experience);
-    let directory = run.order.work_directory(ticket);
-    let copying = run.copy_ahead(&subject, &mut peer, planner, known, &directory);
-    let copied = run.phase(Phase::PreCopy, copying).await;
-    let copied = match copied {
-        Ok(copied) => copied,
-        Err(error) => return Err(run.call_off(peer, error.under_way()).await),
+    let scratch = Scratch(run.order.work_directory(ticket));
+    let directory = &scratch.0;
+    let copying = run.copy_ahead(&subject, &mut peer, planner, known, directory);
+    let copying = run.phase(Phase::PreCopy, copying);
+    let loading = Standby::load(&subject, directory, run.order.unaccepted);
+    let (copied, standby) = match tokio::join!(copying, loading) {
+        (Ok(copied), Ok(standby)) => (copied, standby),
+        (Ok(_), Err(error)) => return Err(run.call_off(peer, error.into()).await),
+        (Err(error), standby) => {
+            if let Ok(standby) = standby {
+                standby.cancel().await;
+            }
+            return Err(run.call_off(peer, error.under_way()).await);
+        }
     };
-    if subject.keep_addresses {
-        let known = network::neighbours(subject.init()).await;
-        peer.say(&ToTarget::Neighbours(known)).await?;
-    }
-    let ended = match Ready::load(&subject, &directory, run.order.unaccepted).await {
-        Ok(ready) => Handover::new(&run, &subject, peer, ticket, copied).run(ready).await,
-        Err(error) => Err(error.into()),
+    let prepared = async { standby.prepare(&subject, run.order.unaccepted) };
+    let (known, prepared) = tokio::join!(subject.neighbours(), prepared);
+    let ready = match prepared {
+        Ok(ready) => ready,
+        Err(error) => return Err(run.call_off(peer, error.into()).await),
     };
-    let _ = std::fs::remove_dir_all(&directory);
-    let ended = ended.map_err(MigrateError::under_way)?;
+    let handover = Handover::new(&run, &subject, peer, ticket, copied);
+    let ended = handover.run(ready, known).await.map_err(MigrateError::under_way)?;
+    drop(scratch);
     let seen = ended.link;
     let report = run.report(&subject, ended, target_id, facts, notes);
     run.learn(&mut experience, &report, seen);
     run.events.send(Event::Finished(Box::new(report.clone())));
     Ok(report)
+}
+
+/// The directory for images; gone when dropped.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // There may be none.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// What one migration works with.

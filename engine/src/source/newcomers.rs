@@ -69,6 +69,11 @@ fn said(listeners: &[Listener]) -> String {
     listeners.iter().map(Listener::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// The dump may leave them out: all connections are closed, or these given up.
+pub(super) fn are_left_behind(subject: &Subject, unaccepted: Unaccepted) -> bool {
+    !subject.keep_connections || unaccepted == Unaccepted::Reset
+}
+
 /// Looks after them.
 pub(super) struct Newcomers {
     /// Absent where all connections are closed anyway.
@@ -86,7 +91,7 @@ impl Newcomers {
     }
 
     /// The dump may leave them out.
-    pub(super) fn are_left_behind(&self) -> bool {
+    fn are_left_behind(&self) -> bool {
         self.backlog.is_none() || self.unaccepted == Unaccepted::Reset
     }
 

@@ -12,6 +12,7 @@ use crate::criu::preload::Preload;
 use crate::descriptors::{self, Descriptor};
 use crate::docker::{Docker, DockerError, Inspection};
 use crate::image::Held;
+use crate::network::{self, Neighbour};
 use crate::protocol::{CheckRequest, Finding, HostFacts};
 use crate::track::Task;
 use blip_transport::units::ByteSize;
@@ -148,6 +149,11 @@ impl Subject {
     /// address stays here. Of an address that has moved, this host says nothing.
     pub fn closes_here(&self) -> bool {
         !self.keep_connections && !self.keep_addresses
+    }
+
+    /// Who it knows on its segment now, if its address moves.
+    pub async fn neighbours(&self) -> Vec<Neighbour> {
+        if self.keep_addresses { network::neighbours(self.init()).await } else { Vec::new() }
     }
 
     /// Does with its connections what the user wants, if that is possible.

@@ -75,7 +75,7 @@ fn a_pre_dump_that_fails_costs_a_full_round() {
         }
         let scan = tracker.scan(&program.tasks(), Stop::Live).unwrap();
         found.push(scan.spaces[0].dirty.iter().map(|run| run.count.0).sum::<u64>());
-        shadow.apply_from(Some(&mut tracker), &scan, Stop::Live, |_, _| false);
+        shadow.apply_from(Some(&mut tracker), &scan, Stop::Live, |_, _, _| false);
     }
     assert_eq!(tracker.stats().fell_back, 1, "{found:?}");
     let [first, second, failed, after] = found[..] else { panic!("{found:?}") };

@@ -27,27 +27,18 @@ impl Sent for Shadow {
 impl Shadow {
     /// Does what a scan says.
     pub(crate) fn apply(&mut self, scan: &Scan, stop: Stop) {
-        self.apply_but(scan, stop, |_, _| false);
+        self.apply_from(None, scan, stop, |_, _, _| false);
     }
 
-    /// Does what a scan says, but forgets to copy the pages `skip` picks, and
-    /// believes to have done so.
-    pub(crate) fn apply_but(
-        &mut self,
-        scan: &Scan,
-        stop: Stop,
-        skip: impl FnMut(SpaceId, u64) -> bool,
-    ) {
-        self.apply_from(None, scan, stop, skip);
-    }
-
-    /// The same, with the bytes that the tracker has from there.
+    /// The same, with the bytes that the tracker has from there. Forgets to copy
+    /// the pages `skip` picks, and believes to have done so; it is told of each
+    /// whether an older copy would be replaced by another.
     pub(crate) fn apply_from(
         &mut self,
         mut tracker: Option<&mut dyn Tracker>,
         scan: &Scan,
         stop: Stop,
-        mut skip: impl FnMut(SpaceId, u64) -> bool,
+        mut skip: impl FnMut(SpaceId, u64, bool) -> bool,
     ) {
         for gone in &scan.gone {
             self.spaces.remove(gone);
@@ -75,7 +66,8 @@ impl Shadow {
             let mut take = |run: PageRun, bytes: &[u8]| {
                 for (page, bytes) in run.pages().zip(bytes.chunks_exact(oracle::PAGE)) {
                     hashes.insert(page.0, ContentHash::of(bytes.try_into().unwrap()));
-                    if !skip(found.space, page.0) {
+                    let replaces = pages.get(&page.0).is_some_and(|copy| copy != bytes);
+                    if !skip(found.space, page.0, replaces) {
                         pages.insert(page.0, bytes.to_vec());
                     }
                 }

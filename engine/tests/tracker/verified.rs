@@ -46,7 +46,7 @@ pub(crate) fn follow_program(
     let mut dice = Dice::new(seed);
     let mut before: Option<Scan> = None;
     let mut skipped = false;
-    for round in 0..rounds {
+    for _ in 0..rounds {
         if let (Fault::ReadThenScan, Some(mut known)) = (fault, before.take()) {
             for space in &mut known.spaces {
                 space.dirty = space.resident.clone();
@@ -58,11 +58,10 @@ pub(crate) fn follow_program(
             let scan = tracker.scan_against(&program.tasks(), Stop::Live, &shadow).unwrap();
             // What is still to be read is no debt.
             glance(tracker, &scan, fault, |space| Runs::from(space.dirty.as_slice()));
-            // In an emulated processor a round may see none of its pages written.
-            let forget = fault == Fault::SkipOne && round >= rounds / 2;
-            shadow.apply_from(Some(tracker), &scan, Stop::Live, |space, page| {
-                let pick = forget && !skipped && space.0 as i32 == program.pid();
-                let pick = pick && calm.contains(&page);
+            // A page that was read before it was found written is none to forget.
+            shadow.apply_from(Some(tracker), &scan, Stop::Live, |space, page, replaces| {
+                let pick = fault == Fault::SkipOne && !skipped && replaces;
+                let pick = pick && space.0 as i32 == program.pid() && calm.contains(&page);
                 skipped |= pick;
                 pick
             });

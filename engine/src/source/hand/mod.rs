@@ -20,6 +20,7 @@ use crate::external::{Restore, remembered};
 use crate::forward::Forward;
 use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdict};
 use crate::ledger::{Ledger, SourceRecord};
+use crate::network::Neighbour;
 use crate::patience::{held_by, silence_limit, until_gone};
 use crate::plan::LinkFacts;
 use crate::protocol::{ToSource, ToTarget};
@@ -109,9 +110,14 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// Sees it through. `Err`: the container was never frozen, or runs again.
-    pub async fn run(mut self, ready: Ready) -> Result<Ended, MigrateError> {
-        if let Err(error) = self.save_ticket() {
+    /// Sees it through; `neighbours` are the container's. `Err`: it was never
+    /// frozen, or runs again.
+    pub async fn run(
+        mut self,
+        ready: Ready,
+        neighbours: Vec<Neighbour>,
+    ) -> Result<Ended, MigrateError> {
+        if let Err(error) = self.begin(neighbours).await {
             ready.cancel().await;
             return Err(error);
         }
@@ -281,6 +287,13 @@ impl<'a> Handover<'a> {
             self.run.note(format!("held: no grant while {path:?} exists"));
             until_gone(&path).await;
         }
+    }
+
+    async fn begin(&mut self, neighbours: Vec<Neighbour>) -> Result<(), MigrateError> {
+        if self.subject.keep_addresses {
+            self.peer.say(&ToTarget::Neighbours(neighbours)).await?;
+        }
+        self.save_ticket()
     }
 
     fn save_ticket(&self) -> Result<(), MigrateError> {
