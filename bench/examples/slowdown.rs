@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use blip_bench::probe::within;
 use blip_bench::rig::{NETWORK, Order, Rig, in_own_lab};
 use blip_bench::stats::median_interval;
@@ -210,7 +210,7 @@ fn with_rounds(rig: &Rig, args: &Args, window: Duration, seen: &Seen) -> Result<
     let flags: Vec<String> = args.flags.split_whitespace().map(str::to_owned).collect();
     let (tell, told) = mpsc::channel();
     std::thread::scope(|scope| {
-        let moving = scope.spawn(|| {
+        let moving = scope.spawn(move || {
             let limit = Some(window + STAGING + Duration::from_secs(1));
             let (from, to) = ("a", "b");
             let order = Order { container: "redis", from, to, via: None, flags: &flags, limit };
@@ -222,15 +222,30 @@ fn with_rounds(rig: &Rig, args: &Args, window: Duration, seen: &Seen) -> Result<
                 Ok(())
             })
         });
-        let begun = Instant::now();
-        while told.recv_timeout(STAGING).context("no rounds")? != "pre_copy" {}
-        ensure!(begun.elapsed() < STAGING, "the rounds began too late to be looked at");
+        let until = Instant::now() + STAGING;
+        let next = || told.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
+        if !std::iter::from_fn(next).any(|begun| begun == "pre_copy") {
+            let ended = moving.join().expect("no panic")?;
+            bail!("no rounds were made: {}", ended.said);
+        }
         std::thread::sleep(Duration::from_millis(300));
         let found = look(seen, window)?;
         let frozen = told.try_iter().any(|phase| phase == "freeze");
         ensure!(!frozen, "all was copied before the window was over: more data, less bandwidth");
         let ended = moving.join().expect("no panic")?;
         ensure!(ended.killed, "it ended by itself: {}", ended.said);
+        forgotten(rig)?;
         Ok(found)
     })
+}
+
+/// Waits until the target has removed what was staged there.
+fn forgotten(rig: &Rig) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(30);
+    let listed = || rig.host("b")?.run(&["docker", "ps", "--all", "--quiet"]);
+    while !listed()?.trim().is_empty() {
+        ensure!(Instant::now() < until, "the target keeps a container of a source that is gone");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
 }

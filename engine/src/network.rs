@@ -96,6 +96,11 @@ impl Primed {
         Ok(Self { child, rules, what })
     }
 
+    /// With rules that were not known before.
+    async fn fire_with(self, rules: String) -> Result<(), NetworkError> {
+        Self { rules, ..self }.fire().await
+    }
+
     async fn fire(mut self) -> Result<(), NetworkError> {
         if let Some(mut stdin) = self.child.stdin.take() {
             // A broken pipe means that it ended early: its status says why.
@@ -133,25 +138,38 @@ pub struct Cut {
     pid: i32,
     interfaces: Vec<String>,
     but: Passage,
+    hold: Option<Primed>,
     apply: Option<Primed>,
     /// New connections are held back.
     holding: bool,
 }
+
+const HOLD: &str = "hold new connections back";
+const APPLY: &str = "cut the container off";
 
 impl Cut {
     /// Prepares to cut all interfaces but `lo` of the network namespace of
     /// process `pid`. `but`: what may pass all the same. Touches nothing yet.
     pub fn prime(pid: i32, but: Passage) -> Result<Self, NetworkError> {
         let interfaces = interfaces(pid)?;
-        let mut cut = Self { pid, interfaces, but, apply: None, holding: false };
-        cut.prime_again()?;
+        let mut cut = Self { pid, interfaces, but, hold: None, apply: None, holding: false };
+        if !cut.interfaces.is_empty() {
+            cut.hold = Some(cut.start(HOLD)?);
+            cut.apply = Some(cut.start(APPLY)?);
+        }
         Ok(cut)
     }
 
     /// A cut of which nobody knows whether it is in force: to be released.
     pub fn of_unknown_state(pid: i32) -> Self {
-        let but = Passage::Nothing;
-        Self { pid, interfaces: Vec::new(), but, apply: None, holding: true }
+        let (interfaces, but) = (Vec::new(), Passage::Nothing);
+        Self { pid, interfaces, but, hold: None, apply: None, holding: true }
+    }
+
+    /// The rules are for the interfaces that there are now.
+    pub fn look_again(&mut self) -> Result<(), NetworkError> {
+        self.interfaces = interfaces(self.pid)?;
+        Ok(())
     }
 
     /// Whether new connections are held back.
@@ -159,13 +177,8 @@ impl Cut {
         self.holding
     }
 
-    fn prime_again(&mut self) -> Result<(), NetworkError> {
-        if !self.interfaces.is_empty() {
-            let rules = cut_rules(&self.interfaces, self.but);
-            let what = "cut the container off".to_owned();
-            self.apply = Some(Primed::start(Some(self.pid), rules, what)?);
-        }
-        Ok(())
+    fn start(&self, what: &str) -> Result<Primed, NetworkError> {
+        Primed::start(Some(self.pid), String::new(), what.to_owned())
     }
 
     /// Holds back requests for new connections. All else passes.
@@ -176,8 +189,8 @@ impl Cut {
         // Before the rules, which may be in force although the answer is lost.
         self.holding = true;
         let rules = remove_rules(&cut()) + &hold_rules(&self.interfaces);
-        let what = "hold new connections back".to_owned();
-        Primed::start(Some(self.pid), rules, what)?.fire().await
+        let primed = self.hold.take().map_or_else(|| self.start(HOLD), Ok)?;
+        primed.fire_with(rules).await
     }
 
     /// Lets new connections through again.
@@ -186,10 +199,12 @@ impl Cut {
     }
 
     /// Cuts. Returns what joins it again.
-    pub async fn apply(self) -> Result<Applied, NetworkError> {
-        let tables = self.apply.is_some() || self.holding;
-        if let Some(primed) = self.apply {
-            primed.fire().await?;
+    pub async fn apply(mut self) -> Result<Applied, NetworkError> {
+        let tables = !self.interfaces.is_empty() || self.holding;
+        if !self.interfaces.is_empty() {
+            let rules = cut_rules(&self.interfaces, self.but);
+            let primed = self.apply.take().map_or_else(|| self.start(APPLY), Ok)?;
+            primed.fire_with(rules).await?;
         }
         Ok(Applied { pid: self.pid, tables, but: self.but, interfaces: self.interfaces })
     }
@@ -214,9 +229,9 @@ impl Applied {
     /// Back to holding new connections only, in one step.
     pub async fn loosen(self) -> Result<Cut, NetworkError> {
         let Self { pid, interfaces, but, .. } = self;
-        let mut cut = Cut { pid, interfaces, but, apply: None, holding: false };
+        let mut cut = Cut { pid, interfaces, but, hold: None, apply: None, holding: false };
         cut.hold_newcomers().await?;
-        cut.prime_again()?;
+        cut.apply = Some(cut.start(APPLY)?);
         Ok(cut)
     }
 }

@@ -355,6 +355,7 @@ mod tests {
             (include_str!("../../plans/rates.toml"), 36),
             (include_str!("../../plans/workloads.toml"), 42),
             (include_str!("../../plans/links.toml"), 54),
+            (include_str!("../../plans/pre-dumps.toml"), 18),
         ];
         for (text, least) in plans {
             assert!(Plan::parse(text).expect(text).cells().len() >= least, "{text}");

@@ -5,7 +5,7 @@
 use super::run::{Case, Result, price};
 use super::workload::Container;
 use blip_engine::plan::Goal;
-use blip_engine::plan::model::Rest;
+use blip_engine::plan::model::{APPROACH, Rest};
 use blip_engine::plan::rehearsal::{Reading, Truth, World};
 use blip_transport::units::{ByteSize, PageCount};
 use std::time::Duration;
@@ -73,8 +73,10 @@ impl<'a> Search<'a> {
 
     fn freeze(&self, undone: PageCount, how: Rest) -> Result {
         let mut world = self.world.clone();
+        world.run(APPROACH, 0);
+        let now = self.now + APPROACH;
         let memory = world.resident();
-        let rest = PageCount((world.scan(self.now, false).dirty.0 + undone.0).min(memory.0));
+        let rest = PageCount((world.scan(now, false).dirty.0 + undone.0).min(memory.0));
         let send = Duration::from_secs_f64(rest.bytes().0 as f64 / world.pace().0);
         let downtime = self.truth.downtime(self.goal, memory, send, how);
         let wire = self.wire + rest.bytes().0 as f64 * world.squeeze();
@@ -83,7 +85,7 @@ impl<'a> Search<'a> {
             how: Some(how),
             downtime,
             predicted: None,
-            finished: self.now + downtime,
+            finished: now + downtime,
             brownout,
             remote: if how == Rest::Left { send } else { Duration::ZERO },
             rounds: self.rounds,

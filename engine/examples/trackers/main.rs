@@ -23,7 +23,9 @@ use blip_transport::encode::{EncodeOptions, Encoder};
 use blip_transport::page::SpaceId;
 use blip_transport::units::Round;
 use clap::{Parser, ValueEnum};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::unistd::Pid;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -51,6 +53,10 @@ struct Options {
     /// printed
     #[arg(long)]
     out: Option<PathBuf>,
+    /// The writer has the first core and all else the second: what is seen then
+    /// is what tracking does to it, and not that its core is taken
+    #[arg(long)]
+    apart: bool,
     /// Be the writer
     #[arg(long, hide = true, value_name = "MIB")]
     writer: Option<u64>,
@@ -99,7 +105,13 @@ struct Sample {
 fn main() -> Result<()> {
     let options = Options::parse();
     if let Some(mib) = options.writer {
+        if options.apart {
+            on_core(WRITERS)?;
+        }
         return writer::run(mib);
+    }
+    if options.apart {
+        on_core(OTHERS)?;
     }
     let mut samples = Vec::new();
     for ability in capabilities() {
@@ -110,7 +122,8 @@ fn main() -> Result<()> {
             None if asked => {
                 for &mib in &options.sizes {
                     for &percent in &options.shares {
-                        let case = Case { kind: ability.tracker, mib, percent };
+                        let (kind, apart) = (ability.tracker, options.apart);
+                        let case = Case { kind, mib, percent, apart };
                         eprintln!("{} {mib} MiB {percent} %", case.kind);
                         samples.extend(case.measure(options.rounds)?);
                     }
@@ -131,6 +144,17 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// The cores of the writer and of all else, if they are to be apart.
+const WRITERS: usize = 0;
+const OTHERS: usize = 1;
+
+/// Keeps the calling thread, and what it will start, on a core.
+fn on_core(core: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
 fn kind_of(kind: Kind) -> TrackerKind {
     match kind {
         Kind::WriteProtect => TrackerKind::WriteProtect,
@@ -145,11 +169,12 @@ struct Case {
     kind: TrackerKind,
     mib: u64,
     percent: f64,
+    apart: bool,
 }
 
 impl Case {
     fn measure(self, rounds: u32) -> Result<Vec<Sample>> {
-        let mut writer = Writer::start(self.mib)?;
+        let mut writer = Writer::start(self.mib, self.apart)?;
         let untracked = writer.write(self.percent)?;
         writer.stall()?;
         std::thread::sleep(BEFORE);

@@ -29,9 +29,10 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(mib: u64) -> Result<Self> {
+    pub(crate) fn start(mib: u64, apart: bool) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--writer", &mib.to_string()])
+            .args(apart.then_some("--apart"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -18,6 +18,9 @@ const UNKNOWN_LINK: Bandwidth = Bandwidth(110e6);
 /// target's word that it has everything.
 const ROUND: Duration = Duration::from_millis(2);
 const SCAN_PER_GIB: Duration = Duration::from_millis(5);
+/// From the decision to freeze until the container stands still: it writes on
+/// while its newest connections are waited for, and while others are held back.
+pub const APPROACH: Duration = Duration::from_millis(20);
 
 /// How fast a round's pages went out.
 #[derive(Clone, Copy, Debug)]
@@ -302,6 +305,7 @@ impl Model {
             [] => (held, last.took),
             _ => (held + last.watched.again, last.watched.since),
         };
+        let time = time + APPROACH;
         let fresh = match held {
             PageCount(0) => self.dirtied(time, last.throttle),
             _ => self.dirtied_outside(held, time, last.throttle),
@@ -312,7 +316,7 @@ impl Model {
     /// The same in the middle of a round.
     pub fn rest_within(&self, round: &RoundSoFar) -> PageCount {
         let undone = PageCount(round.dirty.0.saturating_sub(round.done.0));
-        let written = self.dirtied(round.took, self.throttle);
+        let written = self.dirtied(round.took + APPROACH, self.throttle);
         PageCount((undone.0 + written.0).min(self.memory.0.max(undone.0)))
     }
 
@@ -320,7 +324,7 @@ impl Model {
     /// that round.
     pub fn after_sending(&self, throttle: u8) -> (PageCount, Duration) {
         let time = self.round_time(self.rest());
-        (self.dirtied(time, throttle), time)
+        (self.dirtied(time + APPROACH, throttle), time)
     }
 
     /// The rest after one more round that holds hot pages back, how many those
@@ -328,7 +332,7 @@ impl Model {
     pub fn after_holding(&self, throttle: u8) -> (PageCount, PageCount, Duration) {
         let (rest, held) = (self.rest(), self.hot());
         let time = self.round_time(PageCount(rest.0 - held.0));
-        (held + self.dirtied_outside(held, time, throttle), held, time)
+        (held + self.dirtied_outside(held, time + APPROACH, throttle), held, time)
     }
 
     /// How far off a rest usually is, relative to itself.

@@ -5,7 +5,7 @@
 mod band;
 mod reading;
 
-use super::model::Rest;
+use super::model::{APPROACH, Rest};
 use super::{Costs, Decision, Goal, LinkFacts, Planner, RoundFacts, RoundSoFar};
 use crate::event::Forecast;
 pub use band::Band;
@@ -245,6 +245,7 @@ impl Stage<'_> {
     }
 
     fn freeze(mut self, how: Rest, forecast: Forecast) -> Outcome {
+        self.advance(APPROACH);
         let found = self.world.scan(self.now, false).dirty;
         let memory = self.world.resident();
         let rest = PageCount((found.0 + self.undone.0).min(memory.0));

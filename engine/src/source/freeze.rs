@@ -63,6 +63,7 @@ pub enum FreezeError {
 /// rounds are made. Nothing of the container is touched.
 pub struct Standby {
     loaded: Loaded,
+    cut: Cut,
     guard: Guard,
     images: PathBuf,
 }
@@ -117,7 +118,7 @@ struct Stop {
 }
 
 impl Standby {
-    /// Loads CRIU and starts the guard. `directory` is for the images;
+    /// Loads CRIU and nft and starts the guard. `directory` is for the images;
     /// `unaccepted` says what becomes of connections nobody has accepted.
     pub async fn load(
         subject: &Subject,
@@ -137,6 +138,8 @@ impl Standby {
             skip_in_flight: newcomers::are_left_behind(subject, unaccepted),
         };
         let loaded = Loaded::start(&spec).await?;
+        let passage = if subject.closes_here() { Passage::Resets } else { Passage::Nothing };
+        let cut = Cut::prime(subject.init(), passage)?;
         let charge = Charge::Source {
             freezer: subject.freezer.path.clone(),
             unified: subject.freezer.version == Version::V2,
@@ -145,17 +148,16 @@ impl Standby {
             images: directory.to_owned(),
         };
         let guard = Guard::start(&charge, &[]).map_err(FreezeError::Guard)?;
-        Ok(Self { loaded, guard, images })
+        Ok(Self { loaded, cut, guard, images })
     }
 
-    /// Looks at the container's network as it is now, and starts nft.
+    /// Looks at the container's network as it is now.
     pub fn prepare(self, subject: &Subject, unaccepted: Unaccepted) -> Result<Ready, FreezeError> {
         let init = subject.init();
         let newcomers = Newcomers::of(subject, unaccepted)?;
-        let passage = if subject.closes_here() { Passage::Resets } else { Passage::Nothing };
-        let cut = Cut::prime(init, passage)?;
+        let Self { loaded, mut cut, guard, images } = self;
+        cut.look_again()?;
         let in_flight = InFlight::tap(init)?;
-        let Self { loaded, guard, images } = self;
         let (freezer, place) = (subject.freezer.clone(), subject.addresses.place());
         Ok(Ready { loaded, cut, in_flight, newcomers, guard, freezer, init, images, place })
     }
