@@ -242,8 +242,8 @@ fn with_rounds(rig: &Rig, args: &Args, window: Duration, seen: &Seen) -> Result<
 /// Waits until the target has removed what was staged there.
 fn forgotten(rig: &Rig) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(30);
-    let listed = || rig.host("b")?.run(&["docker", "ps", "--all", "--quiet"]);
-    while !listed()?.trim().is_empty() {
+    let b = rig.host("b")?;
+    while !b.run(&["docker", "ps", "--all", "--quiet"])?.trim().is_empty() {
         ensure!(Instant::now() < until, "the target keeps a container of a source that is gone");
         std::thread::sleep(Duration::from_millis(100));
     }

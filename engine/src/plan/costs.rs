@@ -20,6 +20,9 @@ const QUIET: ByteSize = ByteSize(1 << 20);
 const TELLING: ByteSize = ByteSize(16 << 20);
 /// Of a cost that was never seen here, at least this share is in doubt.
 const DOUBT: f64 = 0.25;
+/// What sending beside the dump costs where that was not seen yet: the median of
+/// nine moves between hosts that share two cores (`results/fast`, `--throttle`).
+const DRAG: f64 = 0.5;
 /// Round trips that each phase waits for.
 const SHIP_TRIPS: f64 = 0.5;
 const GRANT_TRIPS: f64 = 1.5;
@@ -87,6 +90,10 @@ pub struct Costs {
     /// Share of dump and restore during which the last pages travel beside them,
     /// 0 to 1.
     pub overlap: f64,
+    /// What each millisecond of that draws dump and restore out by, once that was
+    /// seen: a host without cores to spare does both at once more slowly.
+    #[serde(default)]
+    pub drag: Option<f64>,
     /// Round-trip time of the link that these costs are of, in milliseconds.
     pub rtt_ms: f64,
 }
@@ -106,6 +113,7 @@ impl Default for Costs {
             pace: None,
             squeeze: None,
             overlap: 0.7,
+            drag: None,
             rtt_ms: 0.0,
         }
     }
@@ -158,9 +166,25 @@ impl Costs {
         }
     }
 
-    /// The time in which the last pages travel for nothing, because CRIU is
-    /// still at work on one host or the other.
-    pub fn beside(&self, memory: PageCount) -> Duration {
+    /// What of the time that the last pages take adds to the downtime: they travel
+    /// while CRIU is still at work on one host or the other, and slow it down.
+    pub fn beyond(&self, sending: Duration, memory: PageCount) -> Duration {
+        let beside = self.beside(memory);
+        sending.saturating_sub(beside) + sending.min(beside).mul_f64(self.drag())
+    }
+
+    /// The sending for which there is room in such a time.
+    pub fn room(&self, time: Duration, memory: PageCount) -> Duration {
+        let (beside, drag) = (self.beside(memory), self.drag().max(1e-3));
+        let drawn_out = beside.mul_f64(drag);
+        if time < drawn_out { time.div_f64(drag) } else { beside + time - drawn_out }
+    }
+
+    fn drag(&self) -> f64 {
+        self.drag.unwrap_or(DRAG).clamp(0.0, 1.0)
+    }
+
+    fn beside(&self, memory: PageCount) -> Duration {
         let busy = self.dump_ms(memory) + self.restore.ms;
         Duration::from_secs_f64(self.overlap.clamp(0.0, 1.0) * busy / 1e3)
     }
@@ -190,7 +214,13 @@ impl Costs {
             self.freeze.learn(freeze);
         }
         if let Some(dump) = ms(Phase::Dump).filter(|dump| quiet || last_ms < 0.8 * dump) {
-            self.dump.learn((dump - self.dump_ms_per_gib * gib(report.memory_bytes)).max(1.0));
+            let size = self.dump_ms_per_gib * gib(report.memory_bytes);
+            let drawn_out = if quiet { 0.0 } else { self.drag() * last_ms };
+            if !quiet && self.dump.samples > 0 {
+                let more = (dump - size - self.dump.ms) / last_ms;
+                self.drag = Some(mix(self.drag, more.clamp(0.0, 1.0)));
+            }
+            self.dump.learn((dump - size - drawn_out).max(1.0));
         }
         if let Some(ship) = ms(Phase::Ship) {
             self.ship.learn(ship);
@@ -224,7 +254,6 @@ impl Costs {
         else {
             return;
         };
-        let mix = |before: Option<f64>, now: f64| before.map_or(now, |b| b + FORGET * (now - b));
         let raw = round.bytes_raw.0 as f64;
         self.squeeze = Some(mix(self.squeeze, (round.bytes_wire.0 as f64 / raw).clamp(1e-3, 1.1)));
         if report.goal.bandwidth.is_none() {
@@ -238,6 +267,11 @@ impl Costs {
             self.prefill.0 += FORGET * (rate.clamp(1e8, 1e10) - self.prefill.0);
         }
     }
+}
+
+/// A mean in which the newest counts most.
+fn mix(before: Option<f64>, now: f64) -> f64 {
+    before.map_or(now, |before| before + FORGET * (now - before))
 }
 
 fn gib(size: ByteSize) -> f64 {
@@ -265,6 +299,21 @@ mod tests {
         assert_eq!(costs.doubt(memory), costs.fixed(memory).mul_f64(DOUBT));
         costs.grant.learn(27.0);
         assert_eq!(costs.doubt(memory), costs.spread());
+    }
+
+    #[test]
+    fn sending_beside_the_dump_costs_a_part_of_its_time() {
+        let (costs, memory) = (Costs::default(), PageCount(1000));
+        let beside = costs.beside(memory);
+        assert_eq!(costs.beyond(Duration::ZERO, memory), Duration::ZERO);
+        let half = costs.beyond(beside / 2, memory);
+        assert!(half > Duration::ZERO && half < beside / 2, "{half:?}");
+        let much = beside * 3;
+        assert_eq!(costs.beyond(much, memory), beside * 2 + beside.mul_f64(DRAG));
+        for sending in [beside / 3, much] {
+            let back = costs.room(costs.beyond(sending, memory), memory);
+            assert!(back.abs_diff(sending) < Duration::from_micros(1), "{back:?}");
+        }
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Truth {
                     true => Duration::ZERO,
                     false => costs.prefill_time(memory),
                 };
-                fixed + fill + send.saturating_sub(costs.beside(memory))
+                fixed + fill + costs.beyond(send, memory)
             }
         }
     }

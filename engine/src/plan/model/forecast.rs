@@ -9,8 +9,7 @@ use std::time::Duration;
 impl Model {
     /// What of the sending of `rest` adds to the downtime.
     pub fn extra(&self, rest: PageCount) -> Duration {
-        let beside = self.costs.beside(self.memory);
-        self.time_for(rest).saturating_sub(beside)
+        self.costs.beyond(self.time_for(rest), self.memory)
     }
 
     /// The downtime if `rest` is left to do.

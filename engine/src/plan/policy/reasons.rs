@@ -48,7 +48,7 @@ pub(super) fn describe(model: &Model, rest: PageCount, reason: &str) -> String {
         None => String::new(),
         Some(target) if model.fixed() > target => format!(", and {}", fixed_misses(model, target)),
         Some(target) if ways(goal).0 => {
-            let room = target - model.fixed() + model.costs().beside(model.memory());
+            let room = model.costs().room(target - model.fixed(), model.memory());
             let (target, room) = (words::time(target), words::time(room));
             format!(", the target of {target} leaves {room}")
         }
