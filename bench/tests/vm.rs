@@ -74,7 +74,7 @@ fn boot(kernel: &str, checks: &[&str]) -> Said {
     let this = std::env::current_exe().expect("this program");
     let tracker = test_of_the_tracker();
     let mut command = Command::new(BENCH);
-    command.args(["vm", "--kernel", kernel, "--limit", "1500"]);
+    command.args(["vm", "--kernel", kernel, "--limit", "3000"]);
     for program in [Path::new(BENCH), &blip, &this, &tracker] {
         command.arg("--with").arg(program);
     }

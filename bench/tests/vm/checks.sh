@@ -30,7 +30,7 @@ for check in "$@"; do
         echo never >/sys/kernel/mm/transparent_hugepage/enabled
         (exit $code)
         ;;
-    tracker::*) within 300 "$tracker" --ignored --exact --nocapture "pre_dumps::${check#tracker::}" ;;
+    tracker::*) within 900 "$tracker" --ignored --exact --nocapture "pre_dumps::${check#tracker::}" ;;
     *) within 900 "$vm" --ignored --exact --nocapture "$check" ;;
     esac 2>&1
     ends $?
