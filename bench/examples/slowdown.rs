@@ -39,8 +39,8 @@ struct Args {
     /// Folder for `slowdown.jsonl`.
     #[arg(long)]
     out: PathBuf,
-    /// MiB of data.
-    #[arg(long, default_value_t = 1024)]
+    /// MiB of data: more than goes out in a window.
+    #[arg(long, default_value_t = 2048)]
     mib: u64,
     /// Pairs of windows.
     #[arg(long, default_value_t = 6)]
