@@ -2,7 +2,7 @@
 //!
 //! [`Standby`] has what is started while pages are copied ahead; [`Ready`] has all
 //! that can be started while the container runs, and waits for a good moment
-//! ([`newcomers`](super::newcomers)).
+//! ([`newcomers`]).
 //! [`Ready::freeze`] stops it; from then on there are two ways out of
 //! [`Frozen`]: [`Frozen::thaw`], after which it runs on as if nothing had
 //! happened, and [`Frozen::retire`], after which it is gone. After the grant
