@@ -8,7 +8,8 @@
 //! cargo test --workspace --test vm -- --ignored --skip inside::
 //! ```
 //!
-//! takes a quarter of an hour; `.ci/run` makes the first move of these.
+//! takes a quarter of an hour, and all processors: beside other tests, even as
+//! the last in line, it makes those fail that watch the clock.
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod hosts;
