@@ -51,7 +51,7 @@ fn trixie(check: &str) -> &'static str {
     part(SAID.get_or_init(|| boot("trixie", &checks)), check)
 }
 
-/// The same kernel in a boot of its own, for what is not tried with every change.
+/// The same kernel in a boot of its own, for what takes long.
 fn trixie_at_length(check: &str) -> &'static str {
     static SAID: OnceLock<Said> = OnceLock::new();
     let checks = [&OF_THE_TRACKER[..], &[SPOILED]].concat();

@@ -16,6 +16,7 @@ const MIB: u64 = 1 << 20;
 /// Data of the Redis that moves.
 const DATA: u64 = 24 * MIB;
 
+/// Asked for by name; nothing that went ahead goes again.
 #[test]
 #[ignore = "run inside the virtual machine"]
 fn redis_moves_by_pre_dumps() {
