@@ -4,12 +4,16 @@
 //! each test here looks at its own part of what was said. What is done inside
 //! is in [`inside`], and in the engine's tests of the tracker.
 //!
+//! One boot with a whole move is made with every run of the tests (`BLIP_VM=0`
+//! leaves it out); it takes two minutes, and all processors: beside other tests,
+//! even as the last in line, it makes those fail that watch the clock. All of
+//! them,
+//!
 //! ```sh
-//! cargo test --workspace --test vm -- --ignored --skip inside::
+//! cargo test --workspace --test vm -- --include-ignored --skip inside::
 //! ```
 //!
-//! takes a quarter of an hour, and all processors: beside other tests, even as
-//! the last in line, it makes those fail that watch the clock.
+//! take a quarter of an hour.
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod hosts;
@@ -123,7 +127,7 @@ fn passed(text: &str) -> u32 {
 
 /// Output and exit code come out of the machine as the command made them.
 #[test]
-#[ignore = "takes root and minutes: run it with --ignored"]
+#[cfg_attr(not(blip_vm), ignore = "needs root, and BLIP_VM not 0")]
 fn a_command_runs_on_the_other_kernel() {
     let said = trixie("words");
     let lines: Vec<&str> = said.lines().collect();
@@ -155,7 +159,7 @@ fn pre_dumps_follow_a_hostile_program() {
 
 /// The whole way with CRIU's pre-dumps; nothing is lost.
 #[test]
-#[ignore = "takes root and minutes: run it with --ignored"]
+#[cfg_attr(not(blip_vm), ignore = "needs root, and BLIP_VM not 0")]
 fn a_redis_moves_by_pre_dumps() {
     assert_eq!(passed(trixie("inside::redis_moves_by_pre_dumps")), 1);
 }

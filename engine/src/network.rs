@@ -70,13 +70,12 @@ pub enum NetworkError {
 #[derive(Debug)]
 struct Primed {
     child: Child,
-    rules: String,
     what: String,
 }
 
 impl Primed {
     /// `namespace`: the process whose network namespace is meant, or this one's.
-    fn start(namespace: Option<i32>, rules: String, what: String) -> Result<Self, NetworkError> {
+    fn start(namespace: Option<i32>, what: String) -> Result<Self, NetworkError> {
         let mut command = match namespace {
             Some(pid) => {
                 let mut command = Command::new("nsenter");
@@ -93,18 +92,13 @@ impl Primed {
             .kill_on_drop(true)
             .spawn()
             .map_err(|source| NetworkError::Start { what: what.clone(), source })?;
-        Ok(Self { child, rules, what })
+        Ok(Self { child, what })
     }
 
-    /// With rules that were not known before.
-    async fn fire_with(self, rules: String) -> Result<(), NetworkError> {
-        Self { rules, ..self }.fire().await
-    }
-
-    async fn fire(mut self) -> Result<(), NetworkError> {
+    async fn fire(mut self, rules: &str) -> Result<(), NetworkError> {
         if let Some(mut stdin) = self.child.stdin.take() {
             // A broken pipe means that it ended early: its status says why.
-            let _ = stdin.write_all(self.rules.as_bytes()).await;
+            let _ = stdin.write_all(rules.as_bytes()).await;
         }
         let output = self
             .child
@@ -178,7 +172,7 @@ impl Cut {
     }
 
     fn start(&self, what: &str) -> Result<Primed, NetworkError> {
-        Primed::start(Some(self.pid), String::new(), what.to_owned())
+        Primed::start(Some(self.pid), what.to_owned())
     }
 
     /// Holds back requests for new connections. All else passes.
@@ -190,7 +184,7 @@ impl Cut {
         self.holding = true;
         let rules = remove_rules(&cut()) + &hold_rules(&self.interfaces);
         let primed = self.hold.take().map_or_else(|| self.start(HOLD), Ok)?;
-        primed.fire_with(rules).await
+        primed.fire(&rules).await
     }
 
     /// Lets new connections through again.
@@ -204,7 +198,7 @@ impl Cut {
         if !self.interfaces.is_empty() {
             let rules = cut_rules(&self.interfaces, self.but);
             let primed = self.apply.take().map_or_else(|| self.start(APPLY), Ok)?;
-            primed.fire_with(rules).await?;
+            primed.fire(&rules).await?;
         }
         Ok(Applied { pid: self.pid, tables, but: self.but, interfaces: self.interfaces })
     }
@@ -243,9 +237,8 @@ fn cut() -> String {
 
 /// Ends a cut in the namespace of process `pid`; fine if there is none.
 pub async fn join(pid: i32) -> Result<(), NetworkError> {
-    Primed::start(Some(pid), remove_rules(&cut()), "join the container again".to_owned())?
-        .fire()
-        .await
+    let primed = Primed::start(Some(pid), "join the container again".to_owned())?;
+    primed.fire(&remove_rules(&cut())).await
 }
 
 /// What came for the container while it was cut off: its kernel never saw these
@@ -448,7 +441,7 @@ impl Silence {
         };
         let table = format!("{family} blip_silence_{name}");
         let rules = format!("table {table} {{\n{rules}}}\n");
-        Primed::start(None, rules, format!("silence {at}"))?.fire().await?;
+        Primed::start(None, format!("silence {at}"))?.fire(&rules).await?;
         Ok(Self { table })
     }
 
@@ -460,8 +453,8 @@ impl Silence {
 
     /// Removes it, lifted or not.
     pub async fn remove(&self) -> Result<(), NetworkError> {
-        let rules = remove_rules(&self.table);
-        Primed::start(None, rules, "lift the silence".to_owned())?.fire().await
+        let primed = Primed::start(None, "lift the silence".to_owned())?;
+        primed.fire(&remove_rules(&self.table)).await
     }
 }
 
@@ -487,9 +480,8 @@ pub async fn remove_leftovers() -> Result<(), NetworkError> {
     let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
     for table in listing.lines().filter_map(|line| line.strip_prefix("table ")) {
         if table.split(' ').any(|word| word.starts_with("blip_silence_")) {
-            Primed::start(None, remove_rules(table), format!("delete table {table}"))?
-                .fire()
-                .await?;
+            let primed = Primed::start(None, format!("delete table {table}"))?;
+            primed.fire(&remove_rules(table)).await?;
         }
     }
     Ok(())

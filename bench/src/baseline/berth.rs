@@ -82,8 +82,8 @@ pub(super) fn hang_up(host: &Host) {
     let _ = shell(host, &line);
 }
 
-/// Removes it, as far as it is there. A process takes a while to let go of its
-/// memory, and its address answers until then.
+/// Removes it, as far as it is there. The address goes by itself: whoever holds
+/// the namespace otherwise, and for however long, it does not answer any more.
 pub(super) fn remove(rig: &Rig) {
     for host in rig.lab().hosts() {
         hang_up(host);
@@ -92,6 +92,7 @@ pub(super) fn remove(rig: &Rig) {
             "set +e; for p in $(ip netns pids {NET} 2>/dev/null); do kill -9 $p; done; \
              for n in $(seq 500); do \
                [ -z \"$(ip netns pids {NET} 2>/dev/null)\" ] && break; sleep 0.02; done; \
+             ip netns exec {NET} ip link del peer0 2>/dev/null; \
              ip netns del {NET} 2>/dev/null; umount {DIR}/img 2>/dev/null; rm -rf {DIR}; true"
         );
         // What cannot be removed will be in the way of the next start, which

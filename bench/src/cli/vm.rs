@@ -16,6 +16,9 @@ pub(super) struct VmCommand {
     /// Debian suite of the root file system
     #[arg(long, default_value = "forky")]
     suite: Suite,
+    /// Take the programs that blip is compared with along
+    #[arg(long)]
+    peers: bool,
     /// A file to be found in the machine at the same path; may be repeated
     #[arg(long = "with", value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -42,6 +45,7 @@ impl VmCommand {
         let code = vm::run(&VmSpec {
             kernel: self.kernel,
             suite: self.suite,
+            peers: self.peers,
             command: self.command,
             files: self.files,
             memory: self.memory,

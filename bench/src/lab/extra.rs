@@ -51,7 +51,7 @@ umount "$root/tmp" "$root/proc" "$root"
 const RECIPE: u32 = 1;
 
 /// The layer over the root in `home`, made if need be.
-pub(super) fn ensure(spec: &LabSpec, home: &Path) -> Result<PathBuf> {
+pub(crate) fn ensure(spec: &LabSpec, home: &Path) -> Result<PathBuf> {
     let (packages, hoped) = (PACKAGES.join(" "), HOPED_FOR.join(" "));
     let recipe = format!("{RECIPE} {} {BUILD} {packages} {hoped}", home.display());
     let hash = blake3::hash(recipe.as_bytes()).to_hex();

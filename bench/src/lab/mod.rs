@@ -23,7 +23,7 @@ mod capture;
 mod cgroup;
 mod client;
 mod error;
-mod extra;
+pub(crate) mod extra;
 mod host;
 mod image;
 mod init;

@@ -8,8 +8,7 @@ B=/bin/busybox
 $B mount -t proc proc /proc
 $B mount -t sysfs sys /sys
 $B mount -t devtmpfs dev /dev
-HOME_OF_ROOT=$($B echo /cache/*)
-ROOT=$HOME_OF_ROOT/rootfs
+ROOT=$($B echo /cache/*/rootfs)
 for dir in proc sys dev; do $B mount --bind /$dir $ROOT/$dir; done
 # What Docker would load one by one, and slowly.
 $B chroot $ROOT /usr/sbin/modprobe -a virtio_pci virtio_console virtio_blk overlay loop veth bridge macvlan tun sch_tbf \

@@ -35,6 +35,8 @@ pub struct VmSpec {
     pub kernel: Kernel,
     /// Whose root file system.
     pub suite: Suite,
+    /// Whether labs in it can have the programs that blip is compared with.
+    pub peers: bool,
     /// The command, its words unquoted.
     pub command: Vec<String>,
     /// Files to be found in the machine at the same paths; programs without
@@ -58,6 +60,7 @@ impl VmSpec {
         Self {
             kernel: Kernel::Trixie,
             suite: Suite::Forky,
+            peers: false,
             command,
             files: Vec::new(),
             memory: 3072,

@@ -5,7 +5,7 @@
 //! it, and its folder's name carries a hash of how it is made.
 
 use super::{Result, VmError, VmSpec};
-use crate::lab::{LabError, LabSpec, on, rootfs, run};
+use crate::lab::{LabError, LabSpec, extra, on, rootfs, run};
 use std::fmt;
 use std::fs;
 use std::io::Read as _;
@@ -56,12 +56,17 @@ pub(super) struct Parts {
 pub(super) fn ensure(spec: &VmSpec) -> Result<Parts> {
     let lab = LabSpec {
         suite: spec.suite,
+        peers: spec.peers,
         mirror: spec.mirror.clone(),
         progress: spec.progress,
         ..LabSpec::default()
     };
     crate::lab::install(&TOOLS, spec.progress)?;
     let root = rootfs::ready(&lab)?;
+    let mut folders = vec![root.clone()];
+    if lab.peers {
+        folders.push(extra::ensure(&lab, &root)?);
+    }
     let mirror = rootfs::mirror(&lab)?;
     let emulator = part("qemu", QEMU_SUITE, "", |to| {
         (spec.progress)("fetching QEMU (once)");
@@ -73,10 +78,10 @@ pub(super) fn ensure(spec: &VmSpec) -> Result<Parts> {
         unpack(&suite, "linux-image-cloud-amd64", &mirror, &to.join("root"))?;
         extract(&to.join("root/boot"), &to.join("vmlinux"))
     })?;
-    let salt = format!("{INIT} {}", root.display());
+    let salt = format!("{INIT} {folders:?}");
     let disk = part("disk", &suite, &salt, |to| {
         (spec.progress)("making the disk (once)");
-        make_disk(&root, &kernel, to)
+        make_disk(&folders, &kernel, to)
     })?;
     Ok(Parts {
         emulator: emulator.join("root"),
@@ -190,9 +195,9 @@ fn unpacked(packer: &str, packed: &[u8]) -> Vec<u8> {
     kernel
 }
 
-/// Makes the disk: the lab's cache with one root, which has the kernel's
-/// modules, and the first program.
-fn make_disk(root: &Path, kernel: &Path, to: &Path) -> Result<()> {
+/// Makes the disk: folders of the lab's cache, of which the first has the root
+/// and is given the kernel's modules, and the first program.
+fn make_disk(folders: &[PathBuf], kernel: &Path, to: &Path) -> Result<()> {
     let tree = to.join("tree");
     for folder in ["bin", "proc", "sys", "dev", "new", "rw", "cache"] {
         let folder = tree.join(folder);
@@ -203,8 +208,10 @@ fn make_disk(root: &Path, kernel: &Path, to: &Path) -> Result<()> {
         command.args(["--archive", "--reflink=auto"]).arg(from).arg(to);
         run::run("copying the lab's root", &mut command)
     };
-    copy(root, &tree.join("cache"))?;
-    let own = tree.join("cache").join(root.file_name().unwrap_or_default()).join("rootfs");
+    for folder in folders {
+        copy(folder, &tree.join("cache"))?;
+    }
+    let own = tree.join("cache").join(folders[0].file_name().unwrap_or_default()).join("rootfs");
     copy(&own.join("usr/bin/busybox"), &tree.join("bin/busybox"))?;
     let path = tree.join("init");
     fs::write(&path, INIT).map_err(|e| on("writing", &path, e))?;

@@ -135,7 +135,7 @@ impl Standby {
             descriptors: subject.bundle.descriptors.clone(),
             terminal: subject.bundle.terminal,
             close_connections: !subject.keep_connections,
-            skip_in_flight: newcomers::are_left_behind(subject, unaccepted),
+            skip_in_flight: newcomers::are_left_behind(subject.keep_connections, unaccepted),
         };
         let loaded = Loaded::start(&spec).await?;
         let passage = if subject.closes_here() { Passage::Resets } else { Passage::Nothing };
@@ -164,9 +164,14 @@ impl Standby {
 
     /// There will be no freeze: lets go of everything.
     pub async fn cancel(self) {
-        self.loaded.cancel().await;
-        let _ = self.guard.dismiss();
+        let_go(self.loaded, self.guard).await;
     }
+}
+
+/// CRIU goes, and then who would end it.
+async fn let_go(loaded: Loaded, guard: Guard) {
+    loaded.cancel().await;
+    let _ = guard.dismiss();
 }
 
 impl Ready {
@@ -247,14 +252,13 @@ impl Ready {
     /// The container was not frozen: lets go of everything.
     pub async fn cancel(mut self) {
         self.let_newcomers_in().await;
-        self.loaded.cancel().await;
-        let _ = self.guard.dismiss();
+        let_go(self.loaded, self.guard).await;
     }
 }
 
 impl Still {
-    /// Dumps it, but for shared `objects` that others bring. If CRIU fails it has undone what it did, and the container
-    /// runs again.
+    /// Dumps it, but for shared `objects` that others bring. If CRIU fails it has
+    /// undone what it did, and the container runs again.
     pub async fn dump(self, tasks: &[Task], objects: &[Inode]) -> Result<Frozen, FreezeError> {
         let hidden: Vec<(SpaceId, Hidden)> = tasks.iter().filter_map(hidden).collect();
         let list: Vec<Hidden> = hidden.iter().map(|(_, hidden)| hidden.clone()).collect();

@@ -70,8 +70,8 @@ fn said(listeners: &[Listener]) -> String {
 }
 
 /// The dump may leave them out: all connections are closed, or these given up.
-pub(super) fn are_left_behind(subject: &Subject, unaccepted: Unaccepted) -> bool {
-    !subject.keep_connections || unaccepted == Unaccepted::Reset
+pub(super) fn are_left_behind(keep_connections: bool, unaccepted: Unaccepted) -> bool {
+    !keep_connections || unaccepted == Unaccepted::Reset
 }
 
 /// Looks after them.
@@ -90,14 +90,10 @@ impl Newcomers {
         Ok(Self { backlog, unaccepted })
     }
 
-    /// The dump may leave them out.
-    fn are_left_behind(&self) -> bool {
-        self.backlog.is_none() || self.unaccepted == Unaccepted::Reset
-    }
-
     /// Somebody waits whom a dump cannot leave out.
     pub(super) fn are_in_the_way(&self) -> bool {
-        !self.are_left_behind() && !self.waiting().is_empty()
+        let keep_connections = self.backlog.is_some();
+        !are_left_behind(keep_connections, self.unaccepted) && !self.waiting().is_empty()
     }
 
     fn waiting(&self) -> Vec<Waiting> {

@@ -32,12 +32,22 @@ pub(crate) const WRONG: i32 = 43;
 
 /// Byte `offset` of page `page` (counted from [`BASE`]).
 pub(crate) fn byte(page: u64, offset: usize) -> u8 {
-    if is_zero(page) {
-        return 0;
+    content(page)[offset]
+}
+
+/// Every page is another part of it: copied, as there are many and tests are not
+/// optimised.
+static NOISE: [u8; 2 * PAGE_SIZE] = noise();
+
+const fn noise() -> [u8; 2 * PAGE_SIZE] {
+    let mut bytes = [0; 2 * PAGE_SIZE];
+    let (mut state, mut at) = (1u64, 0);
+    while at < bytes.len() {
+        state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+        bytes[at] = (state >> 56) as u8;
+        at += 1;
     }
-    let mut x = (page << 12 | offset as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    x ^= x >> 29;
-    (x.wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 56) as u8
+    bytes
 }
 
 /// Pages known to be zero: every eleventh, and a long run.
@@ -46,7 +56,13 @@ pub(crate) fn is_zero(page: u64) -> bool {
 }
 
 pub(crate) fn content(page: u64) -> PageBytes {
-    std::array::from_fn(|i| byte(page, i))
+    let mut bytes = [0; PAGE_SIZE];
+    if !is_zero(page) {
+        let from = page as usize % PAGE_SIZE;
+        bytes.copy_from_slice(&NOISE[from..][..PAGE_SIZE]);
+        bytes[8..16].copy_from_slice(&page.to_le_bytes());
+    }
+    bytes
 }
 
 /// What the server is to bring.

@@ -1,7 +1,8 @@
 //! The restored process: first CRIU's restorer, then a program.
 
-use crate::harness::{BASE, HOLES, PAGES, RIGHT, TASK, WIPED, WRONG, byte};
+use crate::harness::{BASE, HOLES, PAGES, RIGHT, TASK, WIPED, WRONG, byte, content};
 use blip_engine::sys::uffd_peer::{Advice, Arena, CRIU_FEATURES, fork_running, open};
+use blip_transport::page::PageBytes;
 use blip_transport::units::PAGE_SIZE;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::io::{IoSlice, Write};
@@ -61,18 +62,15 @@ fn restore_sized(dir: &Path, pages: u64) -> Arena {
 
 /// Whether page `i` of `memory` is what page `page` was.
 pub(crate) fn is_page(memory: Arena, i: u64, page: u64) -> bool {
-    let start = i as usize * PAGE_SIZE;
-    for offset in 0..PAGE_SIZE {
-        if memory.read(start + offset) != byte(page, offset) {
-            return report(page, offset, memory.read(start + offset));
-        }
-    }
-    true
+    compare(page, &memory.page(i), &content(page))
 }
 
-fn report(page: u64, offset: usize, got: u8) -> bool {
-    let want = byte(page, offset);
-    let line = format!("page {page} byte {offset}: {got:#x}, not {want:#x}\n");
+fn compare(page: u64, found: &PageBytes, wanted: &PageBytes) -> bool {
+    if found == wanted {
+        return true;
+    }
+    let at = (0..PAGE_SIZE).find(|&at| found[at] != wanted[at]).unwrap_or_default();
+    let line = format!("page {page} byte {at}: {:#x}, not {:#x}\n", found[at], wanted[at]);
     let _ = std::io::stderr().write_all(line.as_bytes());
     false
 }
@@ -172,11 +170,9 @@ fn write(memory: Arena) -> bool {
         memory.write(page * PAGE_SIZE + 100, 0x55);
     }
     (0..PAGES).all(|page| {
-        let start = page as usize * PAGE_SIZE;
-        memory.read(start + 100) == 0x55
-            && (0..PAGE_SIZE)
-                .filter(|&at| at != 100)
-                .all(|at| memory.read(start + at) == byte(page, at) || report(page, at, 0))
+        let mut wanted = content(page);
+        wanted[100] = 0x55;
+        compare(page, &memory.page(page), &wanted)
     })
 }
 
@@ -213,7 +209,7 @@ fn fork(memory: Arena) -> bool {
     });
     let child = child.expect("forked");
     memory.write(9 * PAGE_SIZE, 0x99);
-    let own = memory.read(3 * PAGE_SIZE) == byte(3, 0) || report(3, 0, memory.read(3 * PAGE_SIZE));
+    let own = is_page(memory, 3, 3);
     memory.write(9 * PAGE_SIZE, byte(9, 0));
     let right = is_right(memory, 0);
     reap(child) && own && right

@@ -62,7 +62,9 @@ fn a_wrong_bit_is_noticed() {
 #[test]
 #[cfg_attr(not(blip_root), ignore = "needs root")]
 fn faults_and_prefill_are_told_apart() {
-    let scene = plain("read", Pace::Faults);
+    // From the other end: a reader that follows the background is never kept
+    // waiting where it is the slower of the two.
+    let scene = plain("backwards", Pace::Faults);
     let events = scene.events.clone();
     let (stats, _) = scene.ends_well();
     assert!(stats.from_store > 0, "{stats:?}");
