@@ -82,8 +82,9 @@ pub(super) fn hang_up(host: &Host) {
     let _ = shell(host, &line);
 }
 
-/// Removes it, as far as it is there. The address goes by itself: whoever holds
-/// the namespace otherwise, and for however long, it does not answer any more.
+/// Removes it, as far as it is there. A process takes a while to let go of its
+/// memory and of the folder. The address goes with its device: whoever else holds
+/// the namespace, and for however long, it does not answer any more.
 pub(super) fn remove(rig: &Rig) {
     for host in rig.lab().hosts() {
         hang_up(host);

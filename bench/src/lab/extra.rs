@@ -50,8 +50,13 @@ umount "$root/tmp" "$root/proc" "$root"
 /// Counts changes of the recipe that the lists above do not show.
 const RECIPE: u32 = 1;
 
-/// The layer over the root in `home`, made if need be.
-pub(crate) fn ensure(spec: &LabSpec, home: &Path) -> Result<PathBuf> {
+/// The layer over the root in `home`, made if need be; none for a lab without
+/// peers.
+pub(crate) fn ensure(spec: &LabSpec, home: &Path) -> Result<Option<PathBuf>> {
+    spec.peers.then(|| made(spec, home)).transpose()
+}
+
+fn made(spec: &LabSpec, home: &Path) -> Result<PathBuf> {
     let (packages, hoped) = (PACKAGES.join(" "), HOPED_FOR.join(" "));
     let recipe = format!("{RECIPE} {} {BUILD} {packages} {hoped}", home.display());
     let hash = blake3::hash(recipe.as_bytes()).to_hex();

@@ -314,10 +314,8 @@ fn make(spec: &LabSpec, paths: &Paths) -> Result<State> {
     machine::check_kernel(spec.cgroup, paths)?;
     let base = rootfs::ensure(spec)?;
     let images = image::ensure(&base, spec.progress)?;
-    let mut layers = vec![base.join("rootfs")];
-    if spec.peers {
-        layers.insert(0, extra::ensure(spec, &base)?);
-    }
+    let extra = extra::ensure(spec, &base)?;
+    let layers: Vec<PathBuf> = extra.into_iter().chain([base.join("rootfs")]).collect();
 
     paths.create()?;
     let slot = paths.claim_slot()?;

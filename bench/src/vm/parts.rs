@@ -9,6 +9,7 @@ use crate::lab::{LabError, LabSpec, extra, on, rootfs, run};
 use std::fmt;
 use std::fs;
 use std::io::Read as _;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -63,10 +64,8 @@ pub(super) fn ensure(spec: &VmSpec) -> Result<Parts> {
     };
     crate::lab::install(&TOOLS, spec.progress)?;
     let root = rootfs::ready(&lab)?;
-    let mut folders = vec![root.clone()];
-    if lab.peers {
-        folders.push(extra::ensure(&lab, &root)?);
-    }
+    let extra = extra::ensure(&lab, &root)?;
+    let folders: Vec<PathBuf> = iter::once(root).chain(extra).collect();
     let mirror = rootfs::mirror(&lab)?;
     let emulator = part("qemu", QEMU_SUITE, "", |to| {
         (spec.progress)("fetching QEMU (once)");

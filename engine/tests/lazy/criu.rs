@@ -4,7 +4,7 @@
 //! Run by hand, as root, with CRIU 4.2 or later:
 //! `BLIP_CRIU=/path/to/criu cargo test -p blip-engine --test lazy criu -- --ignored --nocapture`
 
-use crate::harness::{RIGHT, byte, end_of, outcome};
+use crate::harness::{RIGHT, byte, content, end_of, outcome};
 use crate::peer::is_page;
 use blip_engine::lazy::{LazyEvent, LazyOptions, LazyPlan, LazyServer, Local, PageSource, Urgency};
 use blip_engine::sys::uffd_peer::{Arena, fork_running};
@@ -49,8 +49,8 @@ pub(crate) fn program(dir: &Path) -> bool {
     nix::unistd::setsid().expect("a session");
     let memory = Arena::map(PLACE, LENGTH).expect("a free place");
     for page in (0..LENGTH).filter(|page| page % HOLE != 5) {
-        for offset in 0..PAGE_SIZE {
-            memory.write(page as usize * PAGE_SIZE + offset, byte(page, offset));
+        for (offset, &value) in content(page).iter().enumerate() {
+            memory.write(page as usize * PAGE_SIZE + offset, value);
         }
     }
     // One child shares the memory from before the dump, another one is dead and
