@@ -32,6 +32,16 @@ pub(super) fn would_take(model: &Model, rest: PageCount) -> String {
     )
 }
 
+/// `6 694 pages (26.1 MiB) are written again and again, which alone take 1.1 s`.
+pub(super) fn hot_would_take(model: &Model) -> String {
+    let hot = model.hot();
+    format!(
+        "{} are written again and again, which alone take {}",
+        words::pages(hot),
+        words::time(model.time_for(hot))
+    )
+}
+
 pub(super) fn fixed_misses(model: &Model, target: Duration) -> String {
     let fixed = words::time(model.fixed());
     let what = match model.prefill() {

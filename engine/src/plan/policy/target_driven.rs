@@ -8,13 +8,17 @@
 //! * If rounds no longer shrink: throttle, if that was allowed and is expected to
 //!   reach the target; else leave the rest behind, if the method may; else what
 //!   `--on-miss` says. Throttling comes first because whoever allows it says that
-//!   a slow container now is better than one that waits for its pages later.
+//!   a slow container now is better than one that waits for its pages later. It
+//!   does not wait for that if the hot pages alone miss the target: what rounds
+//!   still save then is not what stands in the way.
 //! * Hot pages are held back unless sending them leads to the goal: where the rest
 //!   may follow later that saves sending them twice; where it must be shipped, if
 //!   a round without them leaves no more behind than a round with them.
 
 use super::Policy;
-use super::reasons::{describe, fixed_misses, least_downtime, passes_deadline, ways, would_take};
+use super::reasons::{
+    describe, fixed_misses, hot_would_take, least_downtime, passes_deadline, ways, would_take,
+};
 use crate::plan::model::{Model, Rest};
 use crate::plan::{Decision, Method, OnMiss, RoundSoFar, words};
 use blip_transport::units::PageCount;
@@ -55,6 +59,8 @@ pub struct TargetDriven {
     stalled: u32,
     /// The fewest dirty pages of a round, and rounds since.
     least: Option<(u64, u32)>,
+    /// Rounds in a row whose hot pages alone miss the target.
+    too_hot: u32,
 }
 
 /// What another round would come to.
@@ -190,6 +196,7 @@ impl TargetDriven {
             }
             _ => Some((found, 0)),
         };
+        self.too_hot = if hot_alone_misses(model) { self.too_hot + 1 } else { 0 };
     }
 
     /// What another round comes to, with or without the hot pages.
@@ -234,6 +241,11 @@ impl TargetDriven {
 
     /// The rest is too much: copies again while that helps.
     fn go_on(&mut self, model: &Model, rest: PageCount, next: Next) -> Decision {
+        if self.too_hot >= PATIENCE
+            && let Some(decision) = self.slow_down(model, rest, &hot_would_take(model))
+        {
+            return decision;
+        }
         // A long round that saves little: sending it later costs no more.
         let long = next.time >= LONG && model.goal().method.may_leave_pages();
         let (share, patience) = if long { (SHRINKS_LONG, 1) } else { (SHRINKS, PATIENCE) };
@@ -291,7 +303,7 @@ impl TargetDriven {
             Some(_) => "which should do",
             None => "the next step",
         };
-        (self.throttle, self.stalled, self.least, self.holding) = (percent, 0, None, false);
+        *self = Self { throttle: percent, ..Self::default() };
         let why = format!("{reason}; {percent} % of its CPU time are taken from it, {expects}");
         Some(Decision::Throttle { percent, why })
     }
@@ -307,6 +319,12 @@ fn converges(model: &Model, throttle: u8) -> bool {
             None => model.extra(rest) <= WORTH_A_BROWNOUT,
         }
     })
+}
+
+/// Whether a target in reach is missed by the pages that are written again and
+/// again, were they all that is left. No round makes them fewer.
+fn hot_alone_misses(model: &Model) -> bool {
+    reachable(model).is_some_and(|target| model.downtime(model.hot(), Rest::Shipped) > target)
 }
 
 /// The target, unless the fixed cost alone misses it.

@@ -96,6 +96,27 @@ fn throttling_comes_before_leaving_pages_if_it_is_enough() {
 }
 
 #[test]
+fn throttling_does_not_wait_if_the_hot_pages_alone_miss_the_target() {
+    let goal = Goal {
+        downtime: Some(ms(300)),
+        method: Method::PreCopy,
+        throttle: ThrottleLimit::Percent(60),
+        ..Goal::default()
+    };
+    // Half of 96 MiB over 200 Mbit/s. Round by round a little less is left, of
+    // what is not the matter.
+    let slow = Speed { pace: Bandwidth(24e6), squeeze: 1.0 };
+    let writer =
+        Writer { resident: PageCount(24_576), all: slow, dirty: slow, ..writer(48.0, 60e6) };
+    let outcome = run(goal, writer);
+    let slows = |decision: &Decision| matches!(decision, Decision::Throttle { .. });
+    let first = outcome.decisions.iter().position(|(_, decision)| slows(decision));
+    assert_eq!(first, Some(2), "{outcome:#?}");
+    let why = outcome.decisions[2].1.why();
+    assert!(why.contains("again and again, which alone take"), "{why}");
+}
+
+#[test]
 fn a_fixed_cost_beyond_the_target_is_named() {
     let base = Goal { downtime: Some(ms(20)), ..Goal::default() };
     let outcome = run(base, writer(16.0, 20e6));
