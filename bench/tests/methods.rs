@@ -6,11 +6,15 @@ mod hosts;
 
 use blip_bench::lab::{CgroupMode, Suite};
 use blip_bench::probe::{Probe, Spec};
+use blip_bench::workload::redis::Redis;
+use blip_transport::units::Bandwidth;
 use hosts::{AtClient, Hosts};
 use serde_json::Value;
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
+/// While it exists, no container is frozen.
+const HOLD: &str = "/run/blip-hold";
 
 /// Moves a Redis that a client writes to; answers the report.
 fn move_a_busy_redis(hosts: &Hosts, method: &str) -> Value {
@@ -35,6 +39,35 @@ fn move_a_busy_redis(hosts: &Hosts, method: &str) -> Value {
     report
 }
 
+/// What is written after the decision to freeze is found by the last scan only.
+fn leaves_what_grew_unseen(hosts: &Hosts) {
+    let (addr, _) = hosts.redis("redis", 1, 8 * MIB);
+    let say = |command: redis::Cmd| {
+        let asking = hosts.lab.client().spawn(move || {
+            let mut connection = Redis::at(addr).connect().expect("a connection");
+            command.query::<redis::Value>(&mut connection).expect("an answer")
+        });
+        asking.join().expect("thread").expect("the client's network")
+    };
+    let text: String = (0..32 * MIB / 8).map(|n| format!("{n:08x}")).collect();
+    hosts.a().run(&["touch", HOLD]).expect("touch");
+    let mut migration = hosts.start_migration_with("redis", "--remove-source");
+    migration.comes_to_note("held: no freeze").expect("it waits");
+    say(redis::cmd("SET").arg("grown").arg(&text).clone());
+    hosts.a().run(&["rm", HOLD]).expect("rm");
+    let (code, lines, err) = migration.end();
+    assert_eq!(code, Some(0), "{err}");
+    let said = lines.join("\n");
+    assert!(said.contains("more than was expected: they follow after the resume"), "{said}");
+    let report: Value = serde_json::from_str(lines.last().expect("a report")).expect("JSON");
+    eprintln!("grown: downtime {} ms, {}", report["downtime_ms"], report["lazy"]);
+    let followed = report["lazy"]["from_source"].as_u64().expect("pages");
+    assert!(followed >= 32 * MIB / 4096, "{report}");
+    let found = say(redis::cmd("GET").arg("grown").clone());
+    assert!(found == redis::Value::BulkString(text.into_bytes()), "it is not what was written");
+    hosts.docker(hosts.b(), "rm --force redis");
+}
+
 fn rounds(report: &Value, frozen: bool) -> Vec<&Value> {
     let rounds = report["rounds"].as_array().expect("rounds");
     rounds.iter().filter(|round| round["frozen"] == frozen).collect()
@@ -51,7 +84,7 @@ fn fills_before_it_runs(report: &Value) -> bool {
 #[test]
 #[cfg_attr(not(blip_root), ignore = "needs root")]
 fn every_method_moves_a_redis_whole() {
-    let hosts = Hosts::up("methods", CgroupMode::V2, Suite::Forky);
+    let mut hosts = Hosts::up("methods", CgroupMode::V2, Suite::Forky);
 
     let report = move_a_busy_redis(&hosts, "stop-and-copy");
     assert_eq!(rounds(&report, false).len(), 0, "{report}");
@@ -72,4 +105,9 @@ fn every_method_moves_a_redis_whole() {
     assert!(rounds(&report, false).len() >= 2, "{report}");
     let pulled = report["lazy"]["from_source"].as_u64().expect("pages");
     assert!((1..memory / 2).contains(&pulled), "{pulled} of {memory} pages followed");
+
+    hosts.be_patient(&["BLIP_HOLD_FREEZE_WHILE=/run/blip-hold"]);
+    // No host is so quick that this much goes within the dump.
+    hosts.lab.rate_limit("b", Some(Bandwidth(125e6))).expect("a limit");
+    leaves_what_grew_unseen(&hosts);
 }

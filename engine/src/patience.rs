@@ -1,4 +1,4 @@
-//! How long a silent host is borne with, and a grant that waits.
+//! How long a silent host is borne with, and steps that wait for somebody.
 
 use blip_transport::link::quic::Settings;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,16 @@ use std::time::Duration;
 /// stop a host. The shorter of both ends' counts.
 const VARIABLE: &str = "BLIP_PATIENCE";
 
-/// A file: while it exists, the source gives no grant. Both copies stand still
-/// then, complete and the same, for whoever wants to compare them.
-const HOLD: &str = "BLIP_HOLD_WHILE";
+/// A step that waits while a file exists, which a variable names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// All is copied ahead and decided; the container runs on.
+    Freeze,
+    /// Both copies stand still, complete and the same, for whoever wants to
+    /// compare them.
+    Grant,
+}
+
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// The settings of this host's links.
@@ -26,9 +33,23 @@ pub fn silence_limit() -> Duration {
     asked().unwrap_or(Duration::from_secs(1))
 }
 
-/// The file that holds the grant back, if there is one.
-pub fn held_by() -> Option<PathBuf> {
-    std::env::var_os(HOLD).map(PathBuf::from).filter(|path| path.exists())
+impl Hold {
+    /// What waits.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Freeze => "freeze",
+            Self::Grant => "grant",
+        }
+    }
+
+    /// The file that holds it back, if there is one.
+    pub fn file(self) -> Option<PathBuf> {
+        let variable = match self {
+            Self::Freeze => "BLIP_HOLD_FREEZE_WHILE",
+            Self::Grant => "BLIP_HOLD_WHILE",
+        };
+        std::env::var_os(variable).map(PathBuf::from).filter(|path| path.exists())
+    }
 }
 
 /// Returns when the file is gone.

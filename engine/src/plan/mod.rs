@@ -213,11 +213,21 @@ impl Planner {
         self.policy.during_round(&self.model, round)
     }
 
-    /// After a [`Decision::Freeze`], once the last scan has found what must
-    /// really be shipped: `Some` is a [`Decision::GoLazy`] for a rest that is far
-    /// more than was expected. Only [`Method::Auto`] changes its mind.
+    /// After a [`Decision::Freeze`]: the most pages that are shipped inside the
+    /// freeze. Of more than that, none. `None`: however many they are.
+    pub fn most_shipped(&self) -> Option<PageCount> {
+        self.policy.most_shipped(&self.model)
+    }
+
+    /// The last scan, which the container stands still for, has found so many:
+    /// `Some` is a [`Decision::GoLazy`] if those are too many. Only
+    /// [`Method::Auto`] changes its mind.
     pub fn when_frozen(&self, found: PageCount, elapsed: Duration) -> Option<Decision> {
-        self.policy.when_frozen(&self.model, found, elapsed)
+        let most = self.most_shipped()?;
+        (found > most).then(|| Decision::GoLazy {
+            why: policy::more_than_expected(&self.model, found),
+            forecast: self.model.forecast(found, Rest::Left, elapsed),
+        })
     }
 
     /// What comes of freezing at the end of the round under way, by the method

@@ -5,7 +5,7 @@ mod forecast;
 use super::costs::Costs;
 use super::dirtying::Dirtying;
 use super::{Goal, LinkFacts, RoundFacts, RoundSoFar};
-use blip_transport::units::{Bandwidth, ByteSize, PageCount};
+use blip_transport::units::{Bandwidth, ByteSize, PAGE_SIZE, PageCount};
 use std::time::Duration;
 
 /// Rounds shorter than this say nothing about the link.
@@ -242,6 +242,11 @@ impl Model {
     /// Reading and sending so many pages.
     pub fn time_for(&self, pages: PageCount) -> Duration {
         Duration::from_secs_f64(pages.bytes().0 as f64 / self.rate().0.max(1.0))
+    }
+
+    /// How many pages can be read and sent in such a time.
+    pub fn pages_in(&self, time: Duration) -> PageCount {
+        PageCount((self.rate().0 * time.as_secs_f64() / PAGE_SIZE as f64) as u64)
     }
 
     /// A round of so many pages.

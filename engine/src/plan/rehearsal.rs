@@ -170,8 +170,9 @@ pub fn rehearse(
                 stage.throttled = stage.throttled.max(percent);
                 stage.round(&mut planner, false)
             }
-            Decision::Freeze { forecast, .. } => return stage.freeze(Rest::Shipped, forecast),
-            Decision::GoLazy { forecast, .. } => return stage.freeze(Rest::Left, forecast),
+            end @ (Decision::Freeze { .. } | Decision::GoLazy { .. }) => {
+                return stage.freeze(&planner, end);
+            }
             Decision::GiveUp { .. } => return stage.give_up(),
         };
         if stage.rounds >= ROUNDS {
@@ -244,17 +245,28 @@ impl Stage<'_> {
         self.now += time;
     }
 
-    fn freeze(mut self, how: Rest, forecast: Forecast) -> Outcome {
+    /// Freezes as was decided, unless the last scan finds far more than that was
+    /// about.
+    fn freeze(mut self, planner: &Planner, decided: Decision) -> Outcome {
         self.advance(APPROACH);
         let found = self.world.scan(self.now, false).dirty;
         let memory = self.world.resident();
         let rest = PageCount((found.0 + self.undone.0).min(memory.0));
+        let ships = |decision: &Decision| matches!(decision, Decision::Freeze { .. });
+        let mut end = decided;
+        if ships(&end)
+            && let Some(after_all) = planner.when_frozen(rest, self.now)
+        {
+            self.decisions.push((self.now, after_all.clone()));
+            end = after_all;
+        }
+        let how = if ships(&end) { Rest::Shipped } else { Rest::Left };
         let send = Duration::from_secs_f64(rest.bytes().0 as f64 / self.world.pace().0);
         let downtime = self.truth.downtime(&self.goal, memory, send, how);
         self.wire += ByteSize((rest.bytes().0 as f64 * self.world.squeeze()) as u64);
         Outcome {
             how: Some(how),
-            forecast: Some(forecast),
+            forecast: end.forecast().cloned(),
             downtime,
             finished: self.now + downtime,
             brownout: self.truth.brownout(&self.goal, memory, send, how),

@@ -97,6 +97,7 @@ impl Run {
             throttle: ahead.throttle,
             throttled: ahead.throttled,
             tracker: why,
+            planner: ahead.planner,
             manner: verdict.manner,
             forecast: verdict.forecast,
         })

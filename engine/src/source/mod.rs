@@ -253,6 +253,7 @@ pub struct Copied {
     rounds: Vec<RoundReport>,
     next: Round,
     tracker: String,
+    planner: Planner,
     manner: Manner,
     forecast: Forecast,
     /// Slows the container down until it is frozen.

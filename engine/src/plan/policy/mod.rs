@@ -8,8 +8,8 @@ use super::model::Model;
 use super::{Decision, RoundSoFar};
 use blip_transport::units::PageCount;
 pub use classic::{DirtyThreshold, FixedRounds, OnlyPostCopy};
+pub(super) use reasons::more_than_expected;
 use std::fmt;
-use std::time::Duration;
 pub use target_driven::TargetDriven;
 
 /// Turns expectations into decisions.
@@ -29,10 +29,10 @@ pub trait Policy: fmt::Debug + Send {
         None
     }
 
-    /// The container stands still and its last scan found so much; `Some`:
-    /// leave it behind after all.
-    fn when_frozen(&self, model: &Model, found: PageCount, elapsed: Duration) -> Option<Decision> {
-        let _ = (model, found, elapsed);
+    /// The most that is shipped inside a freeze: a rest that turns out to be more
+    /// is left behind after all. `None`: whatever it is.
+    fn most_shipped(&self, model: &Model) -> Option<PageCount> {
+        let _ = model;
         None
     }
 

@@ -42,6 +42,11 @@ pub(super) fn hot_would_take(model: &Model) -> String {
     )
 }
 
+pub(in crate::plan) fn more_than_expected(model: &Model, found: PageCount) -> String {
+    let would_take = would_take(model, found);
+    format!("{would_take}, more than was expected: they follow after the resume")
+}
+
 pub(super) fn fixed_misses(model: &Model, target: Duration) -> String {
     let fixed = words::time(model.fixed());
     let what = match model.prefill() {

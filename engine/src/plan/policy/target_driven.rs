@@ -159,18 +159,11 @@ impl Policy for TargetDriven {
         now_is_the_time.then(|| settle(&now, rest, &reason))
     }
 
-    fn when_frozen(&self, model: &Model, found: PageCount, elapsed: Duration) -> Option<Decision> {
+    fn most_shipped(&self, model: &Model) -> Option<PageCount> {
         let goal = model.goal();
-        let downtime = model.downtime(found, Rest::Shipped);
-        let dear = model.extra(found) > WORTH_A_BROWNOUT;
-        let wanted = goal.downtime.is_none_or(|target| downtime > target);
-        (goal.method == Method::Auto && dear && wanted).then(|| {
-            let why = format!(
-                "{}, more than was expected: they follow after the resume",
-                would_take(model, found)
-            );
-            Decision::GoLazy { why, forecast: model.forecast(found, Rest::Left, elapsed) }
-        })
+        let spare = goal.downtime.map_or(Duration::ZERO, |t| t.saturating_sub(model.fixed()));
+        let room = model.costs().room(spare.max(WORTH_A_BROWNOUT), model.memory());
+        (goal.method == Method::Auto).then(|| model.pages_in(room))
     }
 
     fn throttle(&self) -> u8 {

@@ -21,7 +21,7 @@ use crate::forward::Forward;
 use crate::handover::{Outcome, Source, SourceAction, SourceEvent, Ticket, Verdict};
 use crate::ledger::{Ledger, SourceRecord};
 use crate::network::Neighbour;
-use crate::patience::{held_by, silence_limit, until_gone};
+use crate::patience::{Hold, silence_limit, until_gone};
 use crate::plan::LinkFacts;
 use crate::protocol::{ToSource, ToTarget};
 use blip_transport::link::quic::Vigil;
@@ -255,7 +255,7 @@ impl<'a> Handover<'a> {
             // It is on disk since before the freeze: a disk that is slow to
             // sync costs no downtime. The guard must be gone before the grant.
             SourceAction::SaveTicket => {
-                self.wait_while_held().await;
+                self.wait_while_held(Hold::Grant).await;
                 match self.dismiss_guard() {
                     Ok(()) => Some(SourceEvent::TicketSaved),
                     Err(error) => Some(SourceEvent::Failed(error.to_string())),
@@ -281,10 +281,10 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// Only where somebody asks for it: the downtime goes on.
-    async fn wait_while_held(&self) {
-        if let Some(path) = held_by() {
-            self.run.note(format!("held: no grant while {path:?} exists"));
+    /// Only where somebody asks for it; the grant is waited for in the downtime.
+    async fn wait_while_held(&self, step: Hold) {
+        if let Some(path) = step.file() {
+            self.run.note(format!("held: no {} while {path:?} exists", step.name()));
             until_gone(&path).await;
         }
     }

@@ -45,7 +45,7 @@ impl Handover<'_> {
         let mut pump = self.take_pump()?;
         let objects = pump.find_still(&tasks);
         let gauge = Gauge::default();
-        let order = self.frozen_round(round, &tasks);
+        let order = self.frozen_round(round, &tasks, self.copied.planner.most_shipped());
         let _interrupted = self.cut_short_at_interrupt(&gauge);
         let files = async {
             match trees {
@@ -66,6 +66,7 @@ impl Handover<'_> {
             return Err(MigrateError::Interrupted);
         }
         self.confirm(round, done.batches).await?;
+        self.leave_after_all(&done);
         self.report(done);
         if let Some(trees) = files? {
             let trees = trees.names(&link).await?;
@@ -101,7 +102,7 @@ impl Handover<'_> {
     ) -> Result<RoundDone, MigrateError> {
         let round = self.next_round();
         let link = self.peer.link.clone();
-        let order = self.frozen_round(round, &tasks);
+        let order = self.frozen_round(round, &tasks, None);
         let done = self.take_pump()?.round(order, &Gauge::default(), &link).await?;
         self.sent(done).await
     }
@@ -126,9 +127,27 @@ impl Handover<'_> {
         Ok(Some(done))
     }
 
-    /// The last scan and what becomes of the pages it finds.
-    fn frozen_round(&self, round: Round, tasks: &[Task]) -> pump::Order {
-        let take = if self.copied.manner.leaves { Take::Nothing } else { Take::All };
+    /// If the last scan found more than is worth the downtime, all of it stays
+    /// here until the container runs there.
+    fn leave_after_all(&mut self, done: &RoundDone) {
+        if self.copied.manner.leaves || !done.left {
+            return;
+        }
+        self.copied.manner = Manner { leaves: true, resident: false };
+        let elapsed = self.run.events.elapsed();
+        if let Some(decision) = self.copied.planner.when_frozen(done.due, elapsed) {
+            self.run.decide(decision.what(), decision.why().to_owned());
+        }
+    }
+
+    /// A scan of what stands still, and what becomes of the pages it finds: `most`
+    /// of them are shipped, if any are.
+    fn frozen_round(&self, round: Round, tasks: &[Task], most: Option<PageCount>) -> pump::Order {
+        let take = match most {
+            _ if self.copied.manner.leaves => Take::Nothing,
+            Some(most) => Take::UpTo(most),
+            None => Take::All,
+        };
         pump::Order { round, tasks: tasks.to_vec(), stop: Stop::Frozen, take, watch: false }
     }
 

@@ -2,7 +2,7 @@
 
 use super::Handover;
 use crate::event::{Event, Phase, millis};
-use crate::patience::silence_limit;
+use crate::patience::{Hold, silence_limit};
 use crate::protocol::{ToSource, ToTarget};
 use crate::source::freeze::{Attempt, FreezeError, Ready, Still};
 use crate::source::gauge::Gauge;
@@ -23,6 +23,11 @@ const LONG: Duration = Duration::from_millis(200);
 impl Handover<'_> {
     /// Waits for the moment and freezes. `Err`: it runs, and CRIU is gone.
     pub(super) async fn stand_still(&mut self, ready: Ready) -> Result<Still, MigrateError> {
+        let held = self.wait_while_held(Hold::Freeze);
+        if let Err(interrupted) = self.run.unless_interrupted(held).await {
+            ready.cancel().await;
+            return Err(interrupted);
+        }
         let since = Instant::now();
         let mut ready = self.settle(ready).await?;
         if since.elapsed() > LONG

@@ -21,6 +21,8 @@ pub(super) type Pages = BTreeMap<SpaceId, Runs>;
 pub enum Take {
     /// Send them all.
     All,
+    /// Send them all, unless they are more than this: then send none.
+    UpTo(PageCount),
     /// Send them, except those that are written again and again: they will be
     /// dirty again.
     Cool,
@@ -37,6 +39,13 @@ pub(super) struct Share {
     pub kept: Runs,
     /// Of both, those that are written again and again.
     pub hot: PageCount,
+}
+
+impl Share {
+    /// All that was to be read is kept.
+    fn left(self) -> Self {
+        Self { read: Runs::default(), kept: self.kept.union(&self.read), hot: self.hot }
+    }
 }
 
 /// **Invariant**: a page whose content the target lacks was reported by the
@@ -95,9 +104,21 @@ impl Books {
     }
 
     /// Divides what a scan found dirty, and what was held back before, into
-    /// what is sent now and what is not. The scan has been told to
+    /// what is sent now and what is not, for each of its spaces; answers what is
+    /// taken, now that it is known how much that is. The scan has been told to
     /// [`remember`](Self::remember).
-    pub(super) fn share(&self, space: &SpaceScan, take: Take) -> Share {
+    pub(super) fn divide(&self, scan: &Scan, take: Take) -> (Take, Vec<Share>) {
+        let shares = scan.spaces.iter().map(|space| self.share(space, take));
+        let Take::UpTo(most) = take else { return (take, shares.collect()) };
+        let shares: Vec<_> = shares.collect();
+        let found: u64 = shares.iter().map(|share| share.read.pages().0).sum();
+        match found > most.0 {
+            true => (Take::Nothing, shares.into_iter().map(Share::left).collect()),
+            false => (Take::All, shares),
+        }
+    }
+
+    fn share(&self, space: &SpaceScan, take: Take) -> Share {
         let nothing = Runs::default();
         let held = self.held.get(&space.space).unwrap_or(&nothing);
         let resident = Runs::from(space.resident.as_slice());
@@ -107,7 +128,7 @@ impl Books {
         let nothing = Runs::default();
         let pages = hot.pages();
         match take {
-            Take::All => Share { read: due, kept: nothing, hot: pages },
+            Take::All | Take::UpTo(_) => Share { read: due, kept: nothing, hot: pages },
             Take::Cool => Share { read: due.subtract(&hot), kept: hot, hot: pages },
             Take::Nothing => Share { read: nothing, kept: due, hot: pages },
         }
@@ -228,6 +249,22 @@ mod tests {
         assert_eq!((read, kept), (runs(&[]), runs(&[(0, 100)])));
         let (_, kept) = round(&mut books, Take::Nothing, 100, &[(3, 1)]);
         assert_eq!(kept, runs(&[(0, 100)]), "still nowhere else");
+    }
+
+    #[test]
+    fn more_than_was_meant_to_go_is_left_behind_whole() {
+        let mut books = Books::default();
+        round(&mut books, Take::Cool, 100, &[(0, 100)]);
+        books.hold(SPACE, runs(&[(40, 5)]));
+        let found = Scan { spaces: vec![scan(100, &[(0, 5)])], gone: vec![], took: Duration::ZERO };
+        books.remember(&found, None);
+        let divided = |most| {
+            let (take, shares) = books.divide(&found, Take::UpTo(PageCount(most)));
+            (take, shares[0].read.clone(), shares[0].kept.clone())
+        };
+        let all = runs(&[(0, 5), (40, 5)]);
+        assert_eq!(divided(10), (Take::All, all.clone(), runs(&[])));
+        assert_eq!(divided(9), (Take::Nothing, runs(&[]), all));
     }
 
     #[test]

@@ -96,6 +96,7 @@ impl Pump {
                 due: count,
                 hot: PageCount(0),
                 watched: Watched::default(),
+                left: false,
             },
         ))
     }

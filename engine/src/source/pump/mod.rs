@@ -109,6 +109,8 @@ pub struct RoundDone {
     pub hot: PageCount,
     /// What was seen while it was made.
     pub watched: Watched,
+    /// None of what was due was sent, nor will be before the container runs.
+    pub left: bool,
 }
 
 impl Pump {
@@ -153,8 +155,8 @@ impl Pump {
             stall_ms: millis(cost.stop_max),
             ..tallied(round, &tally)
         };
-        let Found { resident, due, hot, watched, .. } = found;
-        Ok((pump, RoundDone { report, batches: tally.batches, resident, due, hot, watched }))
+        let Found { resident, due, hot, watched, left, .. } = found;
+        Ok((pump, RoundDone { report, batches: tally.batches, resident, due, hot, watched, left }))
     }
 
     /// Runs `work` on a blocking thread while its batches are compressed on
@@ -198,8 +200,9 @@ impl Pump {
         let scanned = self.begun.elapsed();
         self.books.remember(&scan, (order.stop == Stop::Live).then_some(scanned));
         let mut parts = Vec::new();
-        for space in &scan.spaces {
-            let share = self.books.share(space, order.take);
+        let (take, shares) = self.books.divide(&scan, order.take);
+        found.left = take == Take::Nothing;
+        for (space, share) in scan.spaces.iter().zip(shares) {
             self.books.owners.insert(space.space, space.pid);
             found.hot += share.hot;
             found.due += share.read.pages() + share.kept.pages();
@@ -209,7 +212,7 @@ impl Pump {
         self.read_parts(&mut parts, order, gauge, out)?;
         let mut ever = (PageCount(0), PageCount(0));
         for mut part in parts {
-            if order.take == Take::Nothing {
+            if found.left {
                 self.leave(part.space, part.kept());
             }
             let lacks = part.lacks();
@@ -329,6 +332,7 @@ struct Found {
     due: PageCount,
     hot: PageCount,
     watched: Watched,
+    left: bool,
 }
 
 impl Found {
