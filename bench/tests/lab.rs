@@ -255,7 +255,17 @@ fn hosts_take_programs_commands_and_limits() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill init");
     wait_for("its end", || !a.is_alive());
     assert!(matches!(Lab::open(&name), Err(LabError::NotUp(_))));
-    assert!(Lab::up(&spec(&name, CgroupMode::V2, Suite::Forky)).expect("up").is_fresh());
+    let lab = Lab::up(&spec(&name, CgroupMode::V2, Suite::Forky)).expect("up");
+    assert!(lab.is_fresh());
+
+    // What was raised for the machine goes back with the lab, also if nobody is
+    // left to do it.
+    let pipes = || fs::read_to_string("/proc/sys/fs/pipe-max-size").expect("the limit of pipes");
+    let before = pipes();
+    std::mem::forget(lab.allow_large_pipes().expect("large pipes"));
+    assert!(pipes().trim().parse::<u64>().is_ok_and(|limit| limit >= 4 << 20), "{}", pipes());
+    lab.down().expect("down");
+    assert_eq!(pipes(), before);
 }
 
 /// Starts `lab up` and kills it when `sign` of its progress appears.

@@ -30,6 +30,7 @@ mod init;
 mod machine;
 mod network;
 mod paths;
+mod pipes;
 pub(crate) mod rootfs;
 pub(crate) mod run;
 mod state;
@@ -43,6 +44,7 @@ pub use host::Host;
 pub use image::{Application, POSTGRESQL};
 pub use init::{enter as enter_host, serve as serve_host};
 pub use machine::install;
+pub use pipes::LargePipes;
 pub use rootfs::Suite;
 pub use state::Status;
 
@@ -345,5 +347,6 @@ fn make(spec: &LabSpec, paths: &Paths) -> Result<State> {
 fn sweep(paths: &Paths) -> Result<()> {
     cgroup::kill_and_remove(&paths.name)?;
     network::remove(paths)?;
+    pipes::put_back(paths)?;
     paths.remove()
 }

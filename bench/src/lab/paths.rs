@@ -76,6 +76,11 @@ impl Paths {
         self.run.join("state.json")
     }
 
+    /// What the machine's limit of a pipe was before the lab raised it.
+    pub(super) fn pipe_limit(&self) -> PathBuf {
+        self.run.join("pipe-max-size")
+    }
+
     /// The mount that keeps a network namespace alive.
     pub(super) fn net(&self, of: &str) -> PathBuf {
         self.run.join("net").join(of)

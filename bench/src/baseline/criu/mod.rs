@@ -4,7 +4,6 @@
 //! from the source: post-copy), or with a chain of pre-dumps (pre-copy).
 
 mod ahead;
-mod pipes;
 mod process;
 
 use std::net::SocketAddr;
@@ -86,7 +85,6 @@ impl Criu {
     }
 
     fn with_lazy_pages(&mut self, a: &Host, b: &Host, tell: &mut dyn FnMut(&str)) -> Result<()> {
-        let _pipes = pipes::LargePipes::allow()?;
         let address = a.address();
         let images = format!("{DIR}/img");
         let copy = Copy::to(b, &images)?;
@@ -157,7 +155,10 @@ impl Baseline for Criu {
     fn migrate(&mut self, rig: &Rig, tell: &mut dyn FnMut(&str)) -> Result<()> {
         let (a, b) = (rig.host("a")?, rig.host("b")?);
         match self.how {
-            How::Lazy => self.with_lazy_pages(a, b, tell),
+            How::Lazy => {
+                let _pipes = rig.lab().allow_large_pipes()?;
+                self.with_lazy_pages(a, b, tell)
+            }
             How::Images | How::PageServer => self.at_once(a, b, tell),
             How::Ahead => ahead::migrate(a, b, tell),
         }
