@@ -161,6 +161,8 @@ fn after_a_failure_the_source_runs_on_and_nothing_is_left() {
 
     let step = "blip migrate killed in mid round";
     mid_round(&hosts).kill();
+    // The next one waits until the target has missed the first.
+    mid_round(&hosts).kill();
     clients.is_served(step);
     full_speed(&hosts);
     nothing_happened(&hosts, step, &before, clients);

@@ -64,7 +64,7 @@ impl Experience {
     /// anybody knows.
     pub fn costs(&self, container: &str) -> Costs {
         let lesson = self.known.containers.get(container).map(|lesson| lesson.costs);
-        lesson.or(self.known.pair).unwrap_or_default()
+        lesson.or(self.known.pair.map(Costs::of_another)).unwrap_or_default()
     }
 
     /// What the link carried.
@@ -201,6 +201,11 @@ mod tests {
         assert!(again.costs("db").restore.ms > 150.0);
         assert_eq!(again.costs("db").rtt_ms, 4.0);
         assert_eq!(again.link(), Some(link));
+        // Its own first move counts for more than all of others.
+        let mut again = again;
+        again.learn("db", &report(Outcome::Moved, 500.0));
+        assert!(again.costs("db").restore.ms > 450.0, "{:?}", again.costs("db"));
+        assert!(again.costs("web").restore.ms < 250.0);
         let other = Fingerprint::of_public_key(b"another key");
         assert_eq!(Experience::open(state.path(), &other).costs("web"), Costs::default());
         let file = fs::metadata(&again.path).unwrap();

@@ -157,7 +157,7 @@ impl Plan {
         let mut text = String::new();
         let carries = self.bandwidth.map_or("unknown".into(), words::rate);
         let learned = match self.fixed_cost_samples {
-            0 => "as published".to_owned(),
+            0 => "of this container not yet known".to_owned(),
             1 => "learned from 1 migration".to_owned(),
             n => format!("learned from {n} migrations"),
         };

@@ -18,7 +18,7 @@ const FORGET: f64 = 0.25;
 const QUIET: ByteSize = ByteSize(1 << 20);
 /// Rounds shorter than this say nothing of how memory goes out.
 const TELLING: ByteSize = ByteSize(16 << 20);
-/// Of a cost that was never seen here, at least this share is in doubt.
+/// Of a container's cost that was never seen, at least this share is in doubt.
 const DOUBT: f64 = 0.25;
 /// What sending beside the dump costs where that was not seen yet: the median of
 /// nine moves between hosts that share two cores (`results/fast`, `--throttle`).
@@ -34,7 +34,8 @@ pub struct Cost {
     pub ms: f64,
     /// Standard deviation in milliseconds.
     pub spread_ms: f64,
-    /// Observations that went into it; 0: a default.
+    /// Observations of this container that went into it; 0: it is a default, or
+    /// other containers'.
     pub samples: u32,
 }
 
@@ -103,12 +104,12 @@ pub struct Costs {
 impl Default for Costs {
     fn default() -> Self {
         Self {
-            freeze: Cost::measured(4.0, 1.0),
-            dump: Cost::measured(30.0, 7.0),
-            dump_ms_per_gib: 27.5,
-            ship: Cost::measured(2.0, 1.5),
-            restore: Cost::measured(50.0, 8.0),
-            grant: Cost::measured(12.0, 3.5),
+            freeze: Cost::measured(2.2, 1.0),
+            dump: Cost::measured(17.5, 5.0),
+            dump_ms_per_gib: 31.0,
+            ship: Cost::measured(1.0, 1.0),
+            restore: Cost::measured(31.0, 5.0),
+            grant: Cost::measured(10.5, 2.5),
             prefill: Bandwidth(2.6e9),
             pace: None,
             squeeze: None,
@@ -127,6 +128,17 @@ impl Costs {
         self.ship.ms = (self.ship.ms + SHIP_TRIPS * more).max(0.1);
         self.grant.ms = (self.grant.ms + GRANT_TRIPS * more).max(0.1);
         self.rtt_ms = millis(rtt);
+        self
+    }
+
+    /// The same for a container of which nothing is known: its first move will
+    /// tell more than all of others'.
+    #[must_use]
+    pub fn of_another(mut self) -> Self {
+        let all = [&mut self.freeze, &mut self.dump, &mut self.ship, &mut self.restore];
+        for cost in all.into_iter().chain([&mut self.grant]) {
+            cost.samples = 0;
+        }
         self
     }
 
@@ -158,7 +170,7 @@ impl Costs {
     }
 
     /// The same, as far as a forecast is concerned: what was measured on other
-    /// hosts only may be quite different here.
+    /// hosts, or of other containers only, may be quite different here.
     pub fn doubt(&self, memory: PageCount) -> Duration {
         match self.grant.samples {
             0 => self.spread().max(self.fixed(memory).mul_f64(DOUBT)),
@@ -285,7 +297,7 @@ mod tests {
     #[test]
     fn the_default_is_what_was_published() {
         // Medians of the downtime by `auto`, in milliseconds, and MiB of memory.
-        let published = [(93.9, 78), (113.9, 295), (134.2, 1174), (254.8, 4689)];
+        let published = [(63.3, 78), (75.5, 298), (91.7, 1176), (230.7, 4690)];
         for (published, mib) in published {
             let ms = millis(Costs::default().fixed(PageCount(mib * 256)));
             assert!((ms / published - 1.0).abs() < 0.15, "{mib} MiB: {ms} ms");

@@ -79,6 +79,14 @@ pub fn equipment(facts: &HostFacts, side: &str) -> Vec<Finding> {
     findings
 }
 
+/// Nothing else is worth saying then.
+pub fn under_way(name: &str) -> Finding {
+    Finding::blocker(
+        format!("a move of '{name}' to the target is under way"),
+        "wait for its end (blip status tells of it), or end it",
+    )
+}
+
 /// Whether the container could live on this host. Touches nothing.
 pub async fn target(
     docker: &Docker,

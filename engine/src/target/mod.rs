@@ -26,6 +26,7 @@ use crate::image;
 use crate::kept::Keeper;
 use crate::ledger::{Ledger, Made, TargetRecord, TargetStep};
 use crate::network;
+use crate::patience::link_settings;
 use crate::protocol::{ToSource, ToTarget};
 use crate::runtime::stage::{Fate, STAGE_ROOT, StageDir};
 use arrival::{Arrival, Question};
@@ -35,7 +36,11 @@ use mounts::Remains;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+
+/// How long it may take to remove what was staged for a source that is gone.
+const CLEARING_UP: Duration = Duration::from_secs(3);
 
 /// The target's part of blip, for all migrations that come in.
 pub struct Agent {
@@ -82,10 +87,14 @@ impl Agent {
         loop {
             match from_source.recv().await? {
                 ToTarget::Check(request) => {
+                    let gone = self.wait_for_stage(&request.name, &link).await?;
                     let remains = Remains::read(&self.state);
                     // Anew each time: a host's equipment changes while its agent runs.
                     let target = check::facts(&self.docker).await?;
-                    let findings = check::target(&self.docker, &target, &remains, &request).await?;
+                    let findings = match gone {
+                        true => check::target(&self.docker, &target, &remains, &request).await?,
+                        false => vec![check::under_way(&request.name)],
+                    };
                     let image = check::image(&self.docker, &request).await?;
                     to_source.send(&ToSource::Checked { findings, target, image }).await?;
                 }
@@ -129,6 +138,30 @@ impl Agent {
                 other => anyhow::bail!("the source said {other:?} before anything was staged"),
             }
         }
+    }
+
+    /// A source that was killed is missed only when its link has been silent for
+    /// a while, and until then what it had staged is here. If it asks for the same
+    /// container again, that need not be in its way: answers whether it has gone.
+    async fn wait_for_stage(&self, name: &str, link: &Connection) -> anyhow::Result<bool> {
+        let until = Instant::now() + link_settings().idle_timeout + CLEARING_UP;
+        while self.has_staged(name, &link.peer().to_string()).await? {
+            if Instant::now() > until {
+                return Ok(false);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(true)
+    }
+
+    /// Whether this container is here for a handover of `source`'s, and has not run.
+    async fn has_staged(&self, name: &str, source: &str) -> anyhow::Result<bool> {
+        let Ok(found) = self.docker.inspect(name).await else { return Ok(false) };
+        let is_it = |record: &TargetRecord| {
+            let (step, container) = (record.step, record.container.as_ref());
+            step == TargetStep::Staged && container == Some(&found.id) && record.source == source
+        };
+        Ok(self.ledger.all::<TargetRecord>()?.iter().any(is_it))
     }
 
     /// What became of a ticket. Only the source that made it may ask: asking

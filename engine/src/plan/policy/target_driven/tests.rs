@@ -122,7 +122,7 @@ fn a_fixed_cost_beyond_the_target_is_named() {
     let outcome = run(base, writer(16.0, 20e6));
     assert_eq!(outcome.how, Some(Rest::Left));
     let words = last_words(&outcome);
-    assert!(words.contains("the fixed cost alone is 126 ms"), "{words}");
+    assert!(words.contains("the fixed cost alone is 93 ms"), "{words}");
     let outcome = run(Goal { on_miss: OnMiss::Proceed, ..base }, writer(16.0, 20e6));
     assert_eq!(outcome.how, Some(Rest::Shipped));
     // Nothing is copied for nothing.
