@@ -18,7 +18,7 @@ pub mod segment;
 mod shared;
 pub mod stage;
 
-use crate::docker::{Docker, DockerError, register_runtime};
+use crate::docker::{Docker, DockerError, Inspection, register_runtime};
 use crate::external;
 use crate::handover::{Ticket, Verdict};
 use crate::history::History;
@@ -27,9 +27,10 @@ use crate::kept::Keeper;
 use crate::ledger::{Ledger, Made, TargetRecord, TargetStep};
 use crate::network;
 use crate::patience::link_settings;
-use crate::protocol::{ToSource, ToTarget};
+use crate::protocol::{StageRequest, ToSource, ToTarget};
 use crate::runtime::stage::{Fate, STAGE_ROOT, StageDir};
 use arrival::{Arrival, Question};
+use blip_transport::identity::Fingerprint;
 use blip_transport::link::quic::{Connection, ControlReceiver, ControlSender, Session};
 use blip_transport::units::ByteSize;
 use mounts::Remains;
@@ -51,8 +52,17 @@ pub struct Agent {
     pub(crate) history: History,
     /// Allows memory of containers that leave to be kept here.
     keeper: Mutex<Option<Arc<Keeper>>>,
-    /// Whom to ask about a handover that is under way.
-    under_way: Mutex<HashMap<Ticket, mpsc::Sender<Question>>>,
+    /// The handovers that are under way.
+    under_way: Mutex<HashMap<Ticket, UnderWay>>,
+}
+
+/// A handover that is under way.
+struct UnderWay {
+    /// Answers questions about it.
+    ask: mpsc::Sender<Question>,
+    source: Fingerprint,
+    /// The container's name here.
+    name: String,
 }
 
 impl Agent {
@@ -87,7 +97,7 @@ impl Agent {
         loop {
             match from_source.recv().await? {
                 ToTarget::Check(request) => {
-                    let gone = self.wait_for_stage(&request.name, &link).await?;
+                    let gone = self.wait_for_earlier(&request.name, &link).await;
                     let remains = Remains::read(&self.state);
                     // Anew each time: a host's equipment changes while its agent runs.
                     let target = check::facts(&self.docker).await?;
@@ -114,9 +124,7 @@ impl Agent {
                     to_source.send(&ToSource::Probed(report)).await?;
                 }
                 ToTarget::Create(request) => {
-                    let (ask, questions) = mpsc::channel(4);
-                    let ticket = request.ticket;
-                    self.lock().insert(ticket, ask);
+                    let (ticket, questions) = (request.ticket, self.enter(&request, &link));
                     let agent = self.clone();
                     let done =
                         external::arrive(agent, link, to_source, from_source, *request, questions)
@@ -125,9 +133,7 @@ impl Agent {
                     return done;
                 }
                 ToTarget::Stage(request) => {
-                    let (ask, questions) = mpsc::channel(4);
-                    let ticket = request.ticket;
-                    self.lock().insert(ticket, ask);
+                    let (ticket, questions) = (request.ticket, self.enter(&request, &link));
                     let agent = self.clone();
                     let done =
                         Arrival::run(agent, link, to_source, from_source, *request, questions)
@@ -140,28 +146,28 @@ impl Agent {
         }
     }
 
+    /// Puts a handover on the list of those that are under way.
+    fn enter(&self, request: &StageRequest, link: &Connection) -> mpsc::Receiver<Question> {
+        let (ask, questions) = mpsc::channel(4);
+        let name = Inspection::from_json(&request.container).map(|found| found.name);
+        let entry = UnderWay { ask, source: link.peer(), name: name.unwrap_or_default() };
+        self.lock().insert(request.ticket, entry);
+        questions
+    }
+
     /// A source that was killed is missed only when its link has been silent for
     /// a while, and until then what it had staged is here. If it asks for the same
     /// container again, that need not be in its way: answers whether it has gone.
-    async fn wait_for_stage(&self, name: &str, link: &Connection) -> anyhow::Result<bool> {
+    async fn wait_for_earlier(&self, name: &str, link: &Connection) -> bool {
         let until = Instant::now() + link_settings().idle_timeout + CLEARING_UP;
-        while self.has_staged(name, &link.peer().to_string()).await? {
+        let is_it = |other: &UnderWay| other.name == name && other.source == link.peer();
+        while self.lock().values().any(is_it) {
             if Instant::now() > until {
-                return Ok(false);
+                return false;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        Ok(true)
-    }
-
-    /// Whether this container is here for a handover of `source`'s, and has not run.
-    async fn has_staged(&self, name: &str, source: &str) -> anyhow::Result<bool> {
-        let Ok(found) = self.docker.inspect(name).await else { return Ok(false) };
-        let is_it = |record: &TargetRecord| {
-            let (step, container) = (record.step, record.container.as_ref());
-            step == TargetStep::Staged && container == Some(&found.id) && record.source == source
-        };
-        Ok(self.ledger.all::<TargetRecord>()?.iter().any(is_it))
+        true
     }
 
     /// What became of a ticket. Only the source that made it may ask: asking
@@ -172,7 +178,7 @@ impl Agent {
         if self.ledger.load(ticket)?.as_ref().is_some_and(owned_by_another) {
             anyhow::bail!("ticket {ticket} belongs to another source");
         }
-        let under_way = self.lock().get(&ticket).cloned();
+        let under_way = self.lock().get(&ticket).map(|found| found.ask.clone());
         if let Some(ask) = under_way {
             let (question, answer) = oneshot::channel();
             if ask.send(question).await.is_ok() {
@@ -213,7 +219,7 @@ impl Agent {
     /// Waits until no arrival is left that has not been granted: their
     /// connections end with the process, and what they staged with it.
     pub async fn shut_down(&self) {
-        let waiting: Vec<_> = self.lock().values().cloned().collect();
+        let waiting: Vec<_> = self.lock().values().map(|found| found.ask.clone()).collect();
         for ask in waiting {
             // A question burns what has not been granted and cleans it up.
             let (question, answer) = oneshot::channel();
@@ -241,7 +247,7 @@ impl Agent {
         ByteSize(wanted.min(crate::memory::available().0 / 4 * 3))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, mpsc::Sender<Question>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, UnderWay>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
