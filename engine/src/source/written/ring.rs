@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// Room for events of each CPU, in KiB: some hundred thousand.
 const RING_KIB: &str = "8192";
-/// Where the kernel's tracing is mounted for a moment.
-const MOUNT: &str = "/run/blip/tracing";
+/// Where the kernel's tracing is mounted for a moment, in a directory of its own.
+const MOUNT: &str = "/run";
 
 /// A ring of trace events that is nobody else's.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ struct Mounted(PathBuf);
 impl Mounted {
     fn tracing(name: &str) -> io::Result<Self> {
         let at = Path::new(MOUNT).join(name);
-        fs::create_dir_all(&at)?;
+        fs::create_dir(&at)?;
         let kind = Some("tracefs");
         let done = mount(kind, &at, kind, MsFlags::empty(), None::<&str>);
         // Dropped if this fails: the directory goes again.
