@@ -200,7 +200,7 @@ impl Ahead<'_> {
 
     /// Carries out what was decided; answers how to freeze, if that is it.
     async fn follow(&mut self, decision: Decision) -> Result<Option<Verdict>, MigrateError> {
-        self.announce(&decision);
+        self.run.announce(&decision);
         match decision {
             Decision::CopyAgain { hold_back, .. } => {
                 self.hold_back = hold_back;
@@ -216,15 +216,10 @@ impl Ahead<'_> {
                 Ok(Some(Verdict { manner: Manner { leaves: false, resident }, forecast }))
             }
             Decision::GoLazy { forecast, .. } => {
-                let manner = Manner { leaves: true, resident: false };
-                Ok(Some(Verdict { manner, forecast }))
+                Ok(Some(Verdict { manner: Manner::LAZY, forecast }))
             }
             Decision::GiveUp { why } => Err(MigrateError::GivenUp(why)),
         }
-    }
-
-    fn announce(&self, decision: &Decision) {
-        self.run.decide(decision.what(), decision.why().to_owned());
     }
 
     async fn slow_down(&mut self, percent: u8) -> Result<(), MigrateError> {
@@ -306,7 +301,7 @@ impl Ahead<'_> {
         };
         match self.planner.during_round(&so_far) {
             Some(decision @ Decision::GiveUp { .. }) => {
-                self.announce(&decision);
+                self.run.announce(&decision);
                 Err(MigrateError::GivenUp(decision.why().to_owned()))
             }
             Some(decision) => {

@@ -36,7 +36,7 @@ use crate::history::{History, Side};
 use crate::image::{self, Held, ImageOrder};
 use crate::kept::KeepLimit;
 use crate::ledger::{Ledger, TargetRecord};
-use crate::plan::{Goal, LinkFacts, Planner};
+use crate::plan::{Decision, Goal, LinkFacts, Planner};
 use crate::protocol::{Finding, HostFacts, StageRequest, ToSource, ToTarget};
 use crate::target::check;
 use crate::throttle::Throttle;
@@ -268,6 +268,11 @@ pub struct Manner {
     leaves: bool,
     /// All memory is in the processes before they run.
     resident: bool,
+}
+
+impl Manner {
+    /// What is left follows after the resume.
+    const LAZY: Self = Self { leaves: true, resident: false };
 }
 
 /// How a handover ended.
@@ -537,6 +542,10 @@ impl Run {
             done = work => Ok(done),
             _ = interrupt.wait_for(|stop| *stop) => Err(MigrateError::Interrupted),
         }
+    }
+
+    fn announce(&self, decision: &Decision) {
+        self.decide(decision.what(), decision.why().to_owned());
     }
 
     fn decide(&self, what: String, why: String) {

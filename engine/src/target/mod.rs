@@ -227,7 +227,7 @@ impl Agent {
                 let _ = answer.await;
             }
             let gone = ask.closed();
-            let _ = tokio::time::timeout(std::time::Duration::from_secs(15), gone).await;
+            let _ = tokio::time::timeout(Duration::from_secs(15), gone).await;
         }
         self.forget_kept();
     }

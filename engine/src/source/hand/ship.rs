@@ -133,10 +133,10 @@ impl Handover<'_> {
         if self.copied.manner.leaves || !done.left {
             return;
         }
-        self.copied.manner = Manner { leaves: true, resident: false };
+        self.copied.manner = Manner::LAZY;
         let elapsed = self.run.events.elapsed();
         if let Some(decision) = self.copied.planner.when_frozen(done.due, elapsed) {
-            self.run.decide(decision.what(), decision.why().to_owned());
+            self.run.announce(&decision);
         }
     }
 

@@ -44,7 +44,7 @@ pub(super) struct Share {
 impl Share {
     /// All that was to be read is kept.
     fn left(self) -> Self {
-        Self { read: Runs::default(), kept: self.kept.union(&self.read), hot: self.hot }
+        Self { read: Runs::default(), kept: self.kept.union(&self.read), ..self }
     }
 }
 
